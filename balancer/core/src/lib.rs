@@ -1,0 +1,16 @@
+//! The functional core of Evenkeel: everything that decides, and nothing that does.
+//!
+//! The road is `telemetry -> snapshot -> solve -> plan -> commit -> push -> apply -> ack`; the pure steps
+//! of it live here. This crate has no I/O, no clock, no log, no unseeded randomness and no serialisation:
+//! time arrives as an argument, input as validated values, and what cannot be done is data in a report.
+//! The same code runs in production, in the simulator and in the tests.
+#![forbid(unsafe_code)]
+
+pub mod ids;
+pub mod invariants;
+pub mod plan;
+pub mod policy;
+pub mod report;
+pub mod snapshot;
+pub mod topology;
+pub mod units;
