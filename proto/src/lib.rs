@@ -1,1 +1,23 @@
-//! x
+//! The wire protocol `evenkeel.v1`: generated messages and services, the descriptor set for reflection, and
+//! conversions to and from the core. This is the only external format; core types are not serialisable.
+#![forbid(unsafe_code)]
+
+mod convert;
+
+pub use convert::ConvertError;
+
+/// Messages and services of `evenkeel.v1`, generated from `proto/evenkeel/v1`.
+#[allow(missing_docs, clippy::all, unreachable_pub)]
+pub mod v1 {
+    tonic::include_proto!("evenkeel.v1");
+}
+
+/// The encoded descriptor set, for gRPC reflection.
+pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/evenkeel_v1.bin"));
+
+/// The protocol version of this build; it speaks no other.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Largest message either side accepts: a plan of the largest accepted unit that today's models need
+/// (1024 ranks x 4 slots x 128 layers at about 5 bytes a slot) with room to spare.
+pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
