@@ -1,7 +1,9 @@
 //! The balancer's configuration: one structure, one way in. Precedence: flag, then EVENKEEL_* variable, then
 //! file, then default. Flags and variables arrive together from the command line as [`Overrides`].
 
-use evenkeel_core::policy::ExpertPolicy;
+use evenkeel_core::policy::{ExpertPolicy, RoutingPolicy};
+use evenkeel_core::routing::Router;
+use evenkeel_core::topology::Role;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -27,6 +29,8 @@ pub struct Config {
     pub control: Control,
     /// How eagerly experts are placed anew.
     pub experts: Experts,
+    /// How requests are held and batched.
+    pub routing: Routing,
 }
 
 /// The control loop's pace and limits.
@@ -65,6 +69,18 @@ pub struct Experts {
     pub imbalance_target: f64,
 }
 
+/// See [`RoutingPolicy`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Routing {
+    /// See [`RoutingPolicy::cohort_wait_max_ms`].
+    pub cohort_wait_max_ms: u64,
+    /// See [`RoutingPolicy::round_tokens`]; 0 dispatches whole prompts.
+    pub prefill_round_tokens: u64,
+    /// See [`RoutingPolicy::held_max`].
+    pub held_max: u32,
+}
+
 impl Default for Config {
     fn default() -> Self {
         let any = |port| SocketAddr::from(([127, 0, 0, 1], port));
@@ -76,6 +92,7 @@ impl Default for Config {
             state_dir: PathBuf::from("/var/lib/evenkeel"),
             control: Control::default(),
             experts: Experts::default(),
+            routing: Routing::default(),
         }
     }
 }
@@ -103,6 +120,29 @@ impl Default for Experts {
             weights_gain_min: policy.weights_gain_min,
             moves_gain_min: policy.moves_gain_min,
             imbalance_target: policy.imbalance_target,
+        }
+    }
+}
+
+impl Default for Routing {
+    fn default() -> Self {
+        let policy = RoutingPolicy::default();
+        Self {
+            cohort_wait_max_ms: policy.cohort_wait_max_ms,
+            prefill_round_tokens: policy.round_tokens.unwrap_or(0),
+            held_max: u32::try_from(policy.held_max).expect("fits 32 bits"),
+        }
+    }
+}
+
+impl Routing {
+    /// The policy for the routers.
+    pub fn policy(&self) -> RoutingPolicy {
+        RoutingPolicy {
+            cohort_wait_max_ms: self.cohort_wait_max_ms,
+            round_tokens: (self.prefill_round_tokens > 0).then_some(self.prefill_round_tokens),
+            held_max: self.held_max as usize,
+            ..RoutingPolicy::default()
         }
     }
 }
@@ -164,6 +204,12 @@ pub enum ConfigError {
         /// The nearest known key.
         suggestion: Option<String>,
     },
+    /// A value of the section `routing` outside its range.
+    #[error("configuration: routing: {reason}")]
+    Routing {
+        /// The core's words: field, value and range.
+        reason: String,
+    },
     /// A value outside its range.
     #[error("configuration: {key} is {value}: must be {range}")]
     OutOfRange {
@@ -183,7 +229,7 @@ impl ConfigError {
             ConfigError::Unreadable { .. } => "config_unreadable",
             ConfigError::Malformed { .. } => "config_malformed",
             ConfigError::UnknownKey { .. } => "config_unknown_key",
-            ConfigError::OutOfRange { .. } => "config_out_of_range",
+            ConfigError::Routing { .. } | ConfigError::OutOfRange { .. } => "config_out_of_range",
         }
     }
 }
@@ -265,7 +311,11 @@ fn validate(config: &Config) -> Result<(), ConfigError> {
         check(key, (0.0..=1.0).contains(&value), value.to_string(), "0 to 1")?;
     }
     let target = (1.0..=2.0).contains(&imbalance_target);
-    check("experts.imbalance_target", target, imbalance_target.to_string(), "1 to 2")
+    check("experts.imbalance_target", target, imbalance_target.to_string(), "1 to 2")?;
+    // The core knows the ranges of the routing policy.
+    Router::new(Role::Prefill, 1, config.routing.policy())
+        .map(drop)
+        .map_err(|e| ConfigError::Routing { reason: e.to_string() })
 }
 
 #[cfg(test)]

@@ -691,6 +691,7 @@ impl ControlLoop {
     }
 
     fn publish_gauges(&self) {
+        self.routers.publish();
         for (id, unit) in &self.units {
             let name = id.to_string();
             let (here, all) = (unit.present.len(), unit.membership.claims().len());

@@ -96,7 +96,7 @@ pub async fn serve(
     let recorder = metrics::install().map_err(|e| ServeError::Metrics(e.to_string()))?;
     let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&config.state_dir)?);
     let (events, queue) = mpsc::channel(EVENTS_MAX);
-    let routers = Arc::new(Routers::default());
+    let routers = Arc::new(Routers::new(config.routing.policy()));
     let control = ControlLoop::new(config, Arc::clone(&store), Arc::clone(&routers), events.clone())?;
     let admin = Admin::new(events.clone(), store);
 

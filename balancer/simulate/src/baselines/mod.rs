@@ -1,0 +1,3 @@
+//! What users would pick instead.
+
+pub mod requests;
