@@ -684,7 +684,7 @@ impl ControlLoop {
             Query::SetPaused(unit, paused, reply) => {
                 let found = self.units.get_mut(&unit).map(|u| u.paused = paused).is_some();
                 tracing::info!(%unit, paused, found, "pause set by an operator");
-                drop(reply.send(found));
+                let _ = reply.send(found);
             }
             Query::Stop(_) => unreachable!("handled by the loop itself"),
         }
@@ -751,7 +751,15 @@ fn admit_node(
     };
     admitted?;
     let present = &unit.present;
-    unit.membership.join(node, claim, |other| present.contains_key(other)).map_err(|e| Refused::new(e.code(), e))
+    let mut members = unit.membership.clone();
+    let replaced = members.join(node, claim, |other| present.contains_key(other));
+    let replaced = replaced.map_err(|e| Refused::new(e.code(), e))?;
+    if unit.formed.is_some() {
+        // A node of a formed unit may be replaced whole, but ranks may not be left without a node.
+        members.topology().map_err(|e| Refused::new("rank_conflict", e))?;
+    }
+    unit.membership = members;
+    Ok(replaced)
 }
 
 fn ranks_of(ranks: &[u32]) -> Result<Vec<Rank>, ConvertError> {

@@ -1,7 +1,7 @@
 //! Answers to operators' questions, made from the control loop's state.
 
 use crate::control_loop::ControlLoop;
-use crate::unit::{Unit, rank_loads_under};
+use crate::unit::{Formed, Unit, rank_loads_under};
 use evenkeel_core::plan::Plan;
 use evenkeel_proto::v1;
 
@@ -30,6 +30,7 @@ fn unit_status(cluster: &ControlLoop, unit: &Unit) -> v1::UnitStatus {
         windows_complete: unit.formed.as_ref().map_or(0, |f| f.clean_windows),
         last_decision: unit.last_decision.clone(),
         ranks: ranks(unit),
+        settled: unit.formed.as_ref().and_then(Formed::settled).map(Into::into),
     }
 }
 

@@ -162,6 +162,12 @@ impl Formed {
         }
     }
 
+    /// The last window whose decision has been carried out; `None` while anything is under way.
+    pub fn settled(&self) -> Option<Window> {
+        let quiet = !self.solving && self.target.is_none() && self.control.can_propose();
+        self.decided.filter(|_| quiet)
+    }
+
     /// The work of one solve, to be run off the control loop; `None` when nothing may be planned now.
     pub fn next_solve(&self, now: Millis, policy: &ExpertPolicy) -> Option<SolveJob> {
         if self.solving || now < self.resume_at || !self.control.can_propose() {

@@ -2,7 +2,7 @@
 
 use super::{Failure, runtime};
 use clap::{Args, ValueEnum};
-use comfy_table::{Table, presets::NOTHING};
+use comfy_table::{Table, TableStyle};
 use evenkeel_proto::MESSAGE_BYTES_MAX;
 use evenkeel_proto::v1::admin_service_client::AdminServiceClient;
 use evenkeel_proto::v1::*;
@@ -174,6 +174,6 @@ impl Resume {
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(NOTHING).set_header(header.iter().copied());
+    table.load_style(TableStyle::new()).set_header(header.iter().copied());
     table
 }
