@@ -10,6 +10,7 @@ pub mod ids;
 pub mod invariants;
 pub mod plan;
 pub mod policy;
+pub mod protocol;
 pub mod report;
 pub mod snapshot;
 pub mod topology;
