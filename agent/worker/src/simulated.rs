@@ -28,7 +28,6 @@ use evenkeel_core::snapshot::LoadTable;
 use evenkeel_kernels::{Fingerprint, FingerprintStream, fingerprint};
 use slots::{Header, SlotsFile};
 use std::collections::VecDeque;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use tables::{StepError, Tables};
@@ -111,6 +110,11 @@ impl SimulatedWorker {
     /// Path of the file that holds the slots in a state directory.
     pub fn slots_path(directory: &Path) -> PathBuf {
         directory.join("slots.bin")
+    }
+
+    /// Whose slots this worker holds.
+    pub fn header(&self) -> &Header {
+        &self.header
     }
 
     fn control_path(&self) -> PathBuf {
@@ -361,10 +365,4 @@ impl WorkerBackend for SimulatedWorker {
     fn gauges(&self) -> Vec<RankGauges> {
         self.engine().gauges.clone()
     }
-}
-
-/// Creates a state directory.
-pub fn create_directory(directory: &Path) -> Result<(), WorkerError> {
-    fs::create_dir_all(directory)
-        .map_err(|error| WorkerError::Io { what: format!("creating {}", directory.display()), error })
 }
