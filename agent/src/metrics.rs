@@ -1,0 +1,179 @@
+//! The agent's metrics, and the HTTP port they are read from.
+
+use crate::failure::Failure;
+use axum::Router;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder, Unit};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+const METADATA: Metadata<'static> = Metadata::new("evenkeel_agent", Level::INFO, None);
+
+/// Counters with their help texts.
+const COUNTERS: [(&str, &str); 7] = [
+    ("evenkeel_agent_bytes_moved_total", "Expert bytes staged, by path: local copies or fetched from peers."),
+    ("evenkeel_agent_slots_verified_total", "Slots whose staged bytes were compared with their fingerprint."),
+    ("evenkeel_agent_results_total", "Answers to plan commands, by outcome and refusal code."),
+    ("evenkeel_agent_reconnects_total", "Attempts to reach the balancer after the first."),
+    ("evenkeel_agent_transfer_requests_total", "Requests of other nodes for expert bytes, by outcome."),
+    (
+        "evenkeel_agent_dropped_segments_total",
+        "Load segments dropped because they could not be sent in time.",
+    ),
+    ("evenkeel_agent_report_total", "Reports sent to the balancer."),
+];
+
+/// Gauges with their help texts.
+const GAUGES: [(&str, &str); 5] = [
+    ("evenkeel_agent_connected", "1 while the balancer has welcomed this agent, else 0."),
+    ("evenkeel_agent_applied_epoch", "Epoch of the plan in service; -1 before the workers hold weights."),
+    ("evenkeel_agent_engine_step", "Last step that the engine ran."),
+    ("evenkeel_agent_spare_slots", "Physical slots of this node that the plan in service leaves empty."),
+    ("evenkeel_agent_staged_slots", "Slots staged for the plan under way."),
+];
+
+/// Handles to every metric. Each agent has its own recorder, so that several can run in one process.
+pub struct AgentMetrics {
+    recorder: PrometheusRecorder,
+    /// 1 while welcomed.
+    pub connected: Gauge,
+    /// Epoch in service.
+    pub applied_epoch: Gauge,
+    /// Bytes copied between slots of the node.
+    pub bytes_local: Counter,
+    /// Bytes fetched from other nodes.
+    pub bytes_peer: Counter,
+    /// Slots compared with their fingerprint.
+    pub slots_verified: Counter,
+    /// Attempts to connect after the first.
+    pub reconnects: Counter,
+    /// Last step.
+    pub engine_step: Gauge,
+    /// Empty slots.
+    pub spare_slots: Gauge,
+    /// Slots staged for the plan under way.
+    pub staged_slots: Gauge,
+    /// Segments dropped.
+    pub dropped_segments: Counter,
+    /// Reports sent.
+    pub reports: Counter,
+}
+
+impl std::fmt::Debug for AgentMetrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AgentMetrics")
+    }
+}
+
+impl Default for AgentMetrics {
+    fn default() -> Self {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        for (name, help) in COUNTERS {
+            recorder.describe_counter(name.into(), Some(Unit::Count), help.into());
+        }
+        for (name, help) in GAUGES {
+            recorder.describe_gauge(name.into(), Some(Unit::Count), help.into());
+        }
+        let gauge = |name| recorder.register_gauge(&Key::from_name(name), &METADATA);
+        let counter = |name| recorder.register_counter(&Key::from_name(name), &METADATA);
+        let moved = |path| {
+            let key = Key::from_parts(
+                "evenkeel_agent_bytes_moved_total",
+                vec![Label::from_static_parts("path", path)],
+            );
+            recorder.register_counter(&key, &METADATA)
+        };
+        let metrics = Self {
+            connected: gauge("evenkeel_agent_connected"),
+            applied_epoch: gauge("evenkeel_agent_applied_epoch"),
+            bytes_local: moved("local"),
+            bytes_peer: moved("peer"),
+            slots_verified: counter("evenkeel_agent_slots_verified_total"),
+            reconnects: counter("evenkeel_agent_reconnects_total"),
+            engine_step: gauge("evenkeel_agent_engine_step"),
+            spare_slots: gauge("evenkeel_agent_spare_slots"),
+            staged_slots: gauge("evenkeel_agent_staged_slots"),
+            dropped_segments: counter("evenkeel_agent_dropped_segments_total"),
+            reports: counter("evenkeel_agent_report_total"),
+            recorder,
+        };
+        metrics.applied_epoch.set(-1.0);
+        // Series that exist from the start show a rate from their first event on.
+        metrics.result("applied", "").increment(0);
+        metrics.transfer_request("ok").increment(0);
+        metrics
+    }
+}
+
+impl AgentMetrics {
+    /// Answers of this outcome and code.
+    pub fn result(&self, outcome: &'static str, code: &'static str) -> Counter {
+        let labels =
+            vec![Label::from_static_parts("outcome", outcome), Label::from_static_parts("code", code)];
+        let key = Key::from_parts("evenkeel_agent_results_total", labels);
+        self.recorder.register_counter(&key, &METADATA)
+    }
+
+    /// Requests for expert bytes with this outcome.
+    pub fn transfer_request(&self, outcome: &'static str) -> Counter {
+        let labels = vec![Label::from_static_parts("outcome", outcome)];
+        let key = Key::from_parts("evenkeel_agent_transfer_requests_total", labels);
+        self.recorder.register_counter(&key, &METADATA)
+    }
+
+    /// Everything in the Prometheus text format.
+    pub fn render(&self) -> String {
+        self.recorder.handle().render()
+    }
+}
+
+async fn page(State(metrics): State<Arc<AgentMetrics>>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
+}
+
+/// Serves /metrics and /healthz until shutdown. Health means alive: an agent without a balancer is healthy,
+/// since it keeps what is served.
+pub async fn serve(
+    listener: TcpListener,
+    metrics: Arc<AgentMetrics>,
+    mut shutdown: watch::Receiver<bool>,
+) -> Result<(), Failure> {
+    let router = Router::new()
+        .route("/metrics", get(page))
+        .route("/healthz", get(async || "ok\n"))
+        .with_state(metrics);
+    axum::serve(listener, router)
+        .with_graceful_shutdown(async move {
+            // An error means that the sender is gone: that is a shutdown too.
+            let _ = shutdown.wait_for(|stop| *stop).await;
+        })
+        .await
+        .map_err(|error| Failure::other("metrics_failed", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_has_a_help_text() {
+        let metrics = AgentMetrics::default();
+        metrics.result("refused", "stale_term").increment(1);
+        let text = metrics.render();
+        for (name, help) in COUNTERS.iter().chain(&GAUGES) {
+            assert!(text.contains(&format!("# HELP {name} {help}\n")), "{name} in {text}");
+            let sample =
+                |line: &str| line.starts_with(&format!("{name} ")) || line.starts_with(&format!("{name}{{"));
+            assert!(text.lines().any(sample), "{name} in {text}");
+        }
+        assert!(
+            text.contains("evenkeel_agent_results_total{outcome=\"refused\",code=\"stale_term\"} 1"),
+            "{text}"
+        );
+    }
+}
