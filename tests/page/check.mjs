@@ -44,7 +44,7 @@ test("the header and the unit's facts are the balancer's figures", {}, async ({ 
   const { version, term, agents, units } = await answer(mock, "api/v1/status");
   const connected = agents.filter((agent) => agent.connected).length;
   assert.equal(await text(page, "#version"), version);
-  assert.equal(await text(page, "#term"), `${term}`);
+  assert.equal(await text(page, "#term"), term);
   assert.equal(await text(page, "#agents-count"), `${connected} of ${agents.length} connected`);
   assert.equal(await text(page, "#f-epoch"), `${units[0].head.epoch}`);
   assert.equal(await text(page, "#f-digest"), units[0].head.digest.slice(0, 12));

@@ -79,7 +79,7 @@ function moment(scenario, windows, elapsedMs) {
   const status = {
     version: "0.1.0",
     cluster: "mock",
-    term: 3,
+    term: "1.3",
     agents,
     units: units.map((shape, i) => {
       const next = random(Math.floor(elapsedMs / 1000) + shape.nodes);

@@ -602,7 +602,7 @@ function render() {
   const agents = status.agents ?? [];
   say($("cluster"), status.cluster ?? "");
   say($("version"), status.version ?? "–");
-  say($("term"), orDash(status.term, whole));
+  say($("term"), String(status.term ?? "–"));
   say($("agents-count"), `${agents.filter((agent) => agent.connected).length} of ${agents.length} connected`);
   showTabs(status.units);
   const unit = selected();
