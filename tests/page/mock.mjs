@@ -1,5 +1,5 @@
 // A stand-in for the balancer's page and JSON, with synthetic figures: for looking at the page, and for its test.
-//   node mock.mjs [PORT] [busy|waiting|empty]
+//   node mock.mjs [PORT] [busy|waiting|empty|hostile]
 // Loads are log-normal as in the demo; the boot placement is modelled by summing experts per rank, the measured
 // map by small noise around the mean. Nothing here comes from a real run.
 
@@ -13,6 +13,8 @@ const FILES = {
   "/page.css": ["page.css", "text/css; charset=utf-8"],
   "/page.js": ["page.js", "text/javascript; charset=utf-8"],
 };
+/** What a hostile agent might call its unit. */
+export const MARKUP = "<img src=x onerror=document.title='owned'>";
 const WINDOW_STEPS = 400;
 const PLAN_EVERY_WINDOWS = 4;
 
@@ -77,9 +79,9 @@ function moment(scenario, windows, elapsedMs) {
   const status = {
     version: "0.1.0",
     cluster: "mock",
-    term: 3,
+    term: "1.3",
     agents,
-    units: units.map((shape) => {
+    units: units.map((shape, i) => {
       const next = random(Math.floor(elapsedMs / 1000) + shape.nodes);
       const ranks = shape.nodes * 8;
       const decode = shape.role === "decode";
@@ -96,7 +98,7 @@ function moment(scenario, windows, elapsedMs) {
       const phase = (windows % PLAN_EVERY_WINDOWS) / PLAN_EVERY_WINDOWS;
       const expert = maxMean(heatOf(shape, windows).measured);
       return {
-        unit: shape.unit,
+        unit: scenario === "hostile" && i === 0 ? MARKUP : shape.unit,
         role: shape.role,
         state: waiting ? "waiting for agents" : phase === 0 ? "applying" : "steady",
         layers: shape.layers,
@@ -107,7 +109,7 @@ function moment(scenario, windows, elapsedMs) {
         head: { epoch: waiting ? 1 : epochOf(windows), digest: digest(shape.unit, waiting ? 1 : epochOf(windows)) },
         ranks_connected: waiting ? 0 : decode ? ranks - 8 : ranks,
         windows_complete: waiting ? 0 : windows,
-        last_decision: waiting ? "" : phase === 0 ? `committed epoch ${epochOf(windows)}: predicted gain 4.1 % is worth 118 moves` : "kept the plan: predicted gain 0.2 % is below the threshold of 0.5 %",
+        last_decision: scenario === "hostile" ? MARKUP : waiting ? "" : phase === 0 ? `committed epoch ${epochOf(windows)}: predicted gain 4.1 % is worth 118 moves` : "kept the plan: predicted gain 0.2 % is below the threshold of 0.5 %",
         imbalance: waiting ? {} : decode ? { expert, decode_kv: top("kv_used_tokens"), decode_requests: top("requests") } : { expert, prefill_tokens: 1.012, prefill_attention: 1.027 },
         rank_gauges,
       };
@@ -140,7 +142,10 @@ function moment(scenario, windows, elapsedMs) {
   return { status, plans, epochOf };
 }
 
-/** Starts the server on loopback; `port` 0 picks a free one. Resolves to `{ url, close, paths }`. */
+/**
+ * Starts the server on loopback; `port` 0 picks a free one. A new window completes every `windowMs`; with 0 the
+ * figures stand still. Resolves to `{ url, port, paths, close }`.
+ */
 export function startMock({ port = 0, scenario = "busy", windowMs = 5_000 } = {}) {
   const started = Date.now() - 22 * windowMs;
   const paths = [];
@@ -154,13 +159,14 @@ export function startMock({ port = 0, scenario = "busy", windowMs = 5_000 } = {}
       return send(200, type, readFileSync(new URL(file, PAGE)));
     }
     const elapsed = Date.now() - started;
-    const windows = Math.floor(elapsed / windowMs);
-    const now = moment(scenario, windows, elapsed);
+    const windows = windowMs ? Math.floor(elapsed / windowMs) : 22;
+    const now = moment(scenario, windows, windowMs ? elapsed : 0);
     if (url.pathname === "/api/v1/status") return json(now.status);
     const [, name, what] = url.pathname.match(/^\/api\/v1\/units\/([^/]+)\/(plans|heat)$/) ?? [];
-    const shape = UNITS.find((unit) => unit.unit === name);
+    const asked = decodeURIComponent(name ?? "");
+    const shape = asked === MARKUP ? UNITS[0] : UNITS.find((unit) => unit.unit === asked);
     if (shape && what === "plans") return json({ plans: now.plans(shape) });
-    if (shape && what === "heat" && scenario === "busy") {
+    if (shape && what === "heat" && scenario !== "waiting") {
       const steps = { from_step: (windows - 1) * WINDOW_STEPS, to_step: windows * WINDOW_STEPS };
       return json({ epoch: now.epochOf(windows), ...steps, layers: shape.layers, ranks: shape.nodes * 8, ...heatOf(shape, windows) });
     }
@@ -171,6 +177,7 @@ export function startMock({ port = 0, scenario = "busy", windowMs = 5_000 } = {}
     server.listen(port, "127.0.0.1", () =>
       resolve({
         url: `http://127.0.0.1:${server.address().port}/`,
+        port: server.address().port,
         paths,
         close: () => new Promise((done) => {
           server.close(done);

@@ -379,7 +379,7 @@ class Bars {
       const [x, end] = [Math.round(Bars.left + i * pitch), Math.round(Bars.left + (i + 1) * pitch) - gap];
       parts.push(svg("rect", { class: name, x, width: Math.max(1, end - x), y: y(value), height: Math.max(0, floor - y(value)) }));
     });
-    const step = tickStep([1, 2, 4, 8, 16, 32, 64, 128, 256], pitch, 30);
+    const step = tickStep([1, 2, 4, 8, 16, 32, 64, 128, 256], pitch, 26);
     for (let i = 0; i < values.length; i += step) {
       parts.push(svg("text", { x: Bars.left + (i + 0.5) * pitch, y: height - 4, "text-anchor": "middle" }, this.gauges[i].rank));
     }
@@ -602,7 +602,7 @@ function render() {
   const agents = status.agents ?? [];
   say($("cluster"), status.cluster ?? "");
   say($("version"), status.version ?? "–");
-  say($("term"), orDash(status.term, whole));
+  say($("term"), String(status.term ?? "–"));
   say($("agents-count"), `${agents.filter((agent) => agent.connected).length} of ${agents.length} connected`);
   showTabs(status.units);
   const unit = selected();
