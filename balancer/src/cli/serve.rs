@@ -41,7 +41,9 @@ impl Serve {
     pub(super) fn run(self) -> Result<(), Failure> {
         let filter = tracing_subscriber::EnvFilter::try_new(&self.log)
             .map_err(|e| Failure::new("config_malformed", format!("--log {:?}: {e}", self.log)))?;
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(terminal);
+        log.with_writer(std::io::stderr).init();
         let overrides = Overrides {
             cluster: self.cluster,
             agents_listen: self.agents_listen,
