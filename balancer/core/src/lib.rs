@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod decode;
+pub mod experts;
 pub mod ids;
 pub mod invariants;
 pub mod plan;

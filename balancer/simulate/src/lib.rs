@@ -5,6 +5,7 @@
 pub mod baselines;
 pub mod cost;
 pub mod decode_engine;
+pub mod expert_loads;
 pub mod policy;
 pub mod prefill_engine;
 pub mod prefix_cache;
