@@ -110,6 +110,7 @@ impl Reconciler {
     ) -> (Self, Link) {
         let (sender, inputs) = mpsc::channel(INPUTS_MAX);
         let (applied, watcher) = watch::channel(agent.applied());
+        let plan = ledger.record().plan.clone();
         let reconciler = Self {
             agent,
             ledger: Arc::new(Mutex::new(ledger)),
@@ -126,6 +127,7 @@ impl Reconciler {
             begun: Instant::now(),
         };
         reconciler.show_applied();
+        plan.iter().for_each(|plan| reconciler.show_spare(plan));
         (reconciler, Link { inputs: sender, applied: watcher })
     }
 

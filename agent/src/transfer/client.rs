@@ -133,6 +133,9 @@ impl Read for Body<'_> {
         }
         let wanted = bytes.len().min(self.frame);
         let count = self.peer.read_some(&mut bytes[..wanted])?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         self.frame -= count;
         self.left -= count as u64;
         Ok(count)

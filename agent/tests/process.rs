@@ -1,0 +1,119 @@
+//! The program itself: flags, ports, locks, signals.
+
+mod stand_in;
+
+use stand_in::{Balancer, Unit};
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Output, Stdio};
+
+fn agent(arguments: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_evenkeel-agent"));
+    command.args(arguments.split_whitespace());
+    command
+}
+
+/// Starts an agent and waits for the line in which it says where it listens.
+fn spawn(arguments: &str) -> (Child, serde_json::Value) {
+    let mut child = agent(arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    (child, serde_json::from_str(&line).expect("a line of JSON"))
+}
+
+/// Expects an exit code, nothing on standard output, and one line with the code on standard error.
+#[track_caller]
+fn check_fails(output: &Output, exit: i32, code: &str) {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(exit), "{errors}");
+    let last = errors.lines().last().unwrap_or_default();
+    assert!(last.starts_with(&format!("error: {code}: ")), "{errors}");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn bad_flags_exit_with_2_and_leave_nothing_behind() {
+    let unit = Unit::new();
+    let flags = unit.arguments(0, "127.0.0.1:1".parse().unwrap());
+    let run = |flags: &str| agent(flags).output().unwrap();
+    check_fails(&run(&format!("{flags} --expertbytes 5")), 2, "usage");
+    check_fails(&run(&flags.replace("--ranks-total 4", "--ranks-total 2")), 2, "topology_too_few_slots");
+    check_fails(&run(&flags.replace("--ranks 0-1", "--ranks 4")), 2, "config_invalid");
+    let directory = unit.directories[0].path();
+    assert_eq!(std::fs::read_dir(directory).unwrap().count(), 0);
+    let help = run("--help");
+    assert!(help.status.success());
+    assert!(String::from_utf8_lossy(&help.stdout).contains("--transfer-bytes-per-second"));
+}
+
+#[test]
+fn a_port_in_use_is_one_clear_error() {
+    let unit = Unit::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let flags = unit.arguments(0, "127.0.0.1:1".parse().unwrap());
+    let flags = flags.replace("--engine 127.0.0.1:0", &format!("--engine {}", taken.local_addr().unwrap()));
+    check_fails(&agent(&flags).output().unwrap(), 1, "port_unavailable");
+    assert_eq!(std::fs::read_dir(unit.directories[0].path()).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_serves_metrics_keeps_others_out_and_stops_when_asked() {
+    let (unit, mut balancer) = (Unit::new(), Balancer::start().await);
+    let flags = unit.arguments(0, balancer.address);
+    let (mut child, ports) = spawn(&flags);
+    let (mut stream, hello) = balancer.accept().await;
+    assert_eq!(Some(hello.transfer_address.as_str()), ports["transfer"].as_str());
+    let file = std::fs::read(unit.directories[0].path().join("ports.json")).unwrap();
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&file).unwrap(), ports);
+    assert_eq!(ports["pid"].as_u64(), Some(child.id().into()));
+
+    stream.welcome(1, None).await;
+    stream.expect(evenkeel_proto::v1::PlanOutcome::Applied).await;
+    check_fails(&agent(&flags).output().unwrap(), 1, "state_locked");
+    let metrics = get(ports["metrics"].as_str().unwrap(), "/metrics");
+    assert!(metrics.contains("\nevenkeel_agent_connected 1\n"), "{metrics}");
+    assert!(metrics.contains("\nevenkeel_agent_applied_epoch 0\n"), "{metrics}");
+    assert!(metrics.contains("\nevenkeel_agent_spare_slots 4\n"), "{metrics}");
+    assert!(get(ports["metrics"].as_str().unwrap(), "/healthz").ends_with("ok\n"));
+
+    let kill = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(!unit.directories[0].path().join("ports.json").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_agent_comes_back_with_its_plan() {
+    let (unit, mut balancer) = (Unit::new(), Balancer::start().await);
+    let flags = unit.arguments(0, balancer.address);
+    let (mut child, _) = spawn(&flags);
+    let (mut stream, _) = balancer.accept().await;
+    stream.welcome(3, None).await;
+    stream.expect(evenkeel_proto::v1::PlanOutcome::Applied).await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let (mut child, _) = spawn(&flags);
+    let (_, hello) = balancer.accept().await;
+    assert_eq!(hello.applied, Some(stand_in::id(&unit.boot())));
+    assert_eq!(hello.term, Some(stand_in::term(3)));
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    std::fs::write(unit.directories[0].path().join("ledger.bin"), b"EVKLEDG1").unwrap();
+    check_fails(&agent(&flags).output().unwrap(), 1, "ledger_corrupt");
+    let states = format!("--state {}", unit.directories[0].path().display());
+    check_fails(
+        &agent(&format!("verify --plan /nonexistent {states}")).output().unwrap(),
+        1,
+        "plan_unreadable",
+    );
+}
+
+/// A GET request's whole answer.
+fn get(address: &str, path: &str) -> String {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}

@@ -1,0 +1,198 @@
+//! Agents in this process, against a stand-in for the balancer.
+
+mod stand_in;
+
+use evenkeel_core::plan::Plan;
+use evenkeel_proto::v1::PlanOutcome::{Aborted, Applied, Prepared, Refused};
+use stand_in::{Balancer, Stream, Unit, id, step};
+use std::os::unix::fs::FileExt as _;
+
+/// Starts both agents and boots them; returns them with their streams, by node.
+async fn boot(unit: &mut Unit, balancer: &mut Balancer) -> ([evenkeel_agent::run::Running; 2], [Stream; 2]) {
+    let a = unit.start(0, balancer.address).await;
+    let (mut first, hello) = balancer.accept().await;
+    assert_eq!((hello.node.as_str(), hello.applied, hello.ranks), ("n0", None, vec![0, 1]));
+    let b = unit.start(1, balancer.address).await;
+    let (mut second, _) = balancer.accept().await;
+    for stream in [&mut first, &mut second] {
+        stream.welcome(1, None).await;
+        let booted = stream.expect(Applied).await;
+        assert_eq!(booted.applied, Some(id(&unit.boot())));
+    }
+    ([a, b], [first, second])
+}
+
+/// Node 0 takes expert 5 from node 1; node 1 makes two local copies of expert 0, and gives up expert 5.
+fn exchange(unit: &Unit, base: &Plan) -> Plan {
+    unit.child(base, "0 - 5 2 3 - 4 - 0 - 1 0")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_agents_boot_step_prepare_commit_and_hold_what_the_plan_says() {
+    let (mut unit, mut balancer) = (Unit::new(), Balancer::start().await);
+    let (agents, mut streams) = boot(&mut unit, &mut balancer).await;
+    let boot_plan = unit.boot();
+    assert_eq!(unit.verify(&boot_plan).await, (16, 0));
+    // Windows of four steps: the sum over both nodes is what was routed.
+    for at in 0..4 {
+        for agent in &agents {
+            assert_eq!(step(agent, at).await, 0);
+        }
+    }
+    let mut sums = [0; 12];
+    for (node, stream) in streams.iter_mut().enumerate() {
+        let segments = stream.segments().await;
+        assert_eq!(segments.len(), 1);
+        assert!(segments[0].window_complete);
+        for (local, &count) in segments[0].counts.iter().enumerate() {
+            let (layer, slot) = (local / 6, node * 6 + local % 6);
+            match boot_plan.layers[layer].physical_to_logical[slot] {
+                Some(expert) => sums[layer * 6 + expert.index()] += count,
+                None => assert_eq!(count, 0),
+            }
+        }
+    }
+    assert_eq!(sums, [40; 12]);
+
+    let plan = exchange(&unit, &boot_plan);
+    let mut bytes = (0, 0);
+    for (node, stream) in streams.iter_mut().enumerate() {
+        stream.prepare(1, &unit, node, &boot_plan, &plan).await;
+        let prepared = stream.expect(Prepared).await;
+        assert_eq!(prepared.applied, Some(id(&boot_plan)));
+        bytes = (bytes.0 + prepared.bytes_local, bytes.1 + prepared.bytes_from_peers);
+    }
+    assert_eq!(bytes, (200, 100));
+    assert_eq!(step(&agents[0], 4).await, 0, "staging changes nothing that is served");
+    for stream in &mut streams {
+        stream.commit(1, &plan).await;
+        assert_eq!(stream.expect(Applied).await.applied, Some(id(&plan)));
+    }
+    assert_eq!(step(&agents[0], 5).await, 1);
+    assert_eq!(unit.verify(&plan).await, (16, 0));
+
+    // A byte of the first slot of node 1, planted behind the agent's back.
+    let slots = unit.directories[1].path().join("slots.bin");
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(slots).unwrap();
+    let at = file.metadata().unwrap().len() - 12 * 100 + 42;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    assert_eq!(unit.verify(&plan).await, (16, 1));
+    for agent in agents {
+        agent.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_dies_between_prepare_and_commit_is_rolled_forward() {
+    let (mut unit, mut balancer) = (Unit::new(), Balancer::start().await);
+    let ([a, b], [mut first, mut second]) = boot(&mut unit, &mut balancer).await;
+    let (boot_plan, plan) = (unit.boot(), exchange(&unit, &unit.boot()));
+    first.prepare(1, &unit, 0, &boot_plan, &plan).await;
+    second.prepare(1, &unit, 1, &boot_plan, &plan).await;
+    first.expect(Prepared).await;
+    second.expect(Prepared).await;
+    drop(a);
+    second.commit(1, &plan).await;
+    second.expect(Applied).await;
+
+    let a = unit.start(0, balancer.address).await;
+    let (mut first, hello) = balancer.accept().await;
+    assert_eq!(hello.applied, Some(id(&boot_plan)), "it serves what it served");
+    assert_eq!(hello.term, Some(stand_in::term(1)));
+    first.welcome(1, None).await;
+    first.commit(1, &plan).await;
+    assert_eq!(first.expect(Refused).await.code, "not_prepared");
+    // Node 1 has released expert 5 by now, but still has its bytes.
+    first.prepare(1, &unit, 0, &boot_plan, &plan).await;
+    first.expect(Prepared).await;
+    first.commit(1, &plan).await;
+    first.expect(Applied).await;
+    assert_eq!(unit.verify(&plan).await, (16, 0));
+
+    drop((a, b));
+    for node in [0, 1] {
+        let agent = unit.start(node, balancer.address).await;
+        assert_eq!(balancer.accept().await.1.applied, Some(id(&plan)));
+        agent.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_stream_is_opened_again_and_what_was_prepared_is_still_there() {
+    let (mut unit, mut balancer) = (Unit::new(), Balancer::start().await);
+    let ([_a, _b], [mut first, _second]) = boot(&mut unit, &mut balancer).await;
+    let (boot_plan, plan) = (unit.boot(), exchange(&unit, &unit.boot()));
+    first.prepare(1, &unit, 0, &boot_plan, &plan).await;
+    first.expect(Prepared).await;
+    drop(first);
+    let (mut first, hello) = balancer.accept().await;
+    assert_eq!(hello.applied, Some(id(&boot_plan)));
+    first.welcome(2, None).await;
+    first.commit(2, &plan).await;
+    let applied = first.expect(Applied).await;
+    assert_eq!((applied.applied, applied.term), (Some(id(&plan)), Some(stand_in::term(2))));
+
+    first.abort(1, &plan).await;
+    assert_eq!(first.expect(Refused).await.code, "stale_term");
+    drop(first);
+    let (mut first, _) = balancer.accept().await;
+    first.welcome(1, None).await;
+    first.closed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_abort_leaves_what_is_served_and_frees_the_slots_for_another_plan() {
+    let (mut unit, mut balancer) = (Unit::new(), Balancer::start().await);
+    let ([_a, _b], [mut first, _second]) = boot(&mut unit, &mut balancer).await;
+    let (boot_plan, plan) = (unit.boot(), exchange(&unit, &unit.boot()));
+    first.prepare(1, &unit, 0, &boot_plan, &plan).await;
+    first.expect(Prepared).await;
+    first.abort(1, &plan).await;
+    first.expect(Aborted).await;
+    let other = unit.child(&boot_plan, "0 - 4 2 3 - 4 5 - 0 1 -");
+    first.prepare(1, &unit, 0, &boot_plan, &other).await;
+    first.expect(Prepared).await;
+    first.commit(1, &other).await;
+    first.expect(Applied).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_is_gone_fails_the_plan_and_nothing_else() {
+    let (mut unit, mut balancer) = (Unit::new(), Balancer::start().await);
+    let ([a, b], [mut first, second]) = boot(&mut unit, &mut balancer).await;
+    let (boot_plan, plan) = (unit.boot(), exchange(&unit, &unit.boot()));
+    drop((b, second));
+    first.prepare(1, &unit, 0, &boot_plan, &plan).await;
+    let refused = first.expect(Refused).await;
+    assert_eq!((refused.code.as_str(), refused.applied), ("source_unreachable", Some(id(&boot_plan))));
+    assert_eq!(step(&a, 0).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_state_is_gone_boots_from_the_last_good_plan() {
+    let (mut unit, mut balancer) = (Unit::new(), Balancer::start().await);
+    let ([a, _b], [mut first, _second]) = boot(&mut unit, &mut balancer).await;
+    let (boot_plan, plan) = (unit.boot(), exchange(&unit, &unit.boot()));
+    first.prepare(1, &unit, 0, &boot_plan, &plan).await;
+    first.expect(Prepared).await;
+    first.commit(1, &plan).await;
+    first.expect(Applied).await;
+    a.stop().await;
+    for file in ["slots.bin", "control.bin"] {
+        std::fs::remove_file(unit.directories[0].path().join(file)).unwrap();
+    }
+    let _a = unit.start(0, balancer.address).await;
+    assert_eq!(balancer.accept().await.1.applied, Some(id(&plan)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_boot_plan_of_the_welcome_is_what_the_worker_boots_with() {
+    let (mut unit, mut balancer) = (Unit::new(), Balancer::start().await);
+    let plan = exchange(&unit, &unit.boot());
+    let _a = unit.start(0, balancer.address).await;
+    let (mut stream, _) = balancer.accept().await;
+    stream.welcome(1, Some(&plan)).await;
+    assert_eq!(stream.expect(Applied).await.applied, Some(id(&plan)));
+}
