@@ -77,7 +77,7 @@ test("a cell is read by pointer and by arrow keys", { hash: "#v2lite" }, async (
   };
   const words = (layer, rank) =>
     `layer ${layer}, rank ${rank}: ${over(heat.measured, layer, rank)} × the mean with Evenkeel, ${over(heat.boot, layer, rank)} × without`;
-  await page.hover("#heat-boot", { position: { x: 45, y: 3 } });
+  await page.hover("#heat-boot", { position: { x: 45, y: 7 } });
   assert.equal(await text(page, "#heat-readout"), words(0, 0));
   await page.mouse.move(0, 0);
   await page.focus("#heat-measured");

@@ -138,6 +138,7 @@ const tickStep = (steps, pixelsPerCell, room) => steps.find((s) => s * pixelsPer
 /** A layer x rank map on a canvas; one cell a pixel in an image that is then enlarged. */
 class HeatMap {
   static left = 40; // room for layer numbers
+  static top = 4; // room for the cursor
   static bottom = 20; // room for rank numbers
 
   constructor(canvas) {
@@ -171,13 +172,14 @@ class HeatMap {
       return even * cells >= room * 0.875 ? even : room / cells;
     };
     const cw = fit(width - left - 1, data.ranks);
-    const ch = fit(height - Math.round(HeatMap.bottom * dpr), data.layers);
-    this.at = { left: left / dpr, cw: cw / dpr, ch: ch / dpr };
+    const top = Math.round(HeatMap.top * dpr);
+    const ch = fit(height - top - Math.round(HeatMap.bottom * dpr), data.layers);
+    this.at = { left: left / dpr, top: top / dpr, cw: cw / dpr, ch: ch / dpr };
 
     const context = canvas.getContext("2d");
     context.clearRect(0, 0, width, height);
     context.imageSmoothingEnabled = false;
-    context.drawImage(data.cells, left, 0, cw * data.ranks, ch * data.layers);
+    context.drawImage(data.cells, left, top, cw * data.ranks, ch * data.layers);
 
     const style = getComputedStyle(document.body);
     context.fillStyle = style.getPropertyValue("--soft");
@@ -186,16 +188,16 @@ class HeatMap {
     context.textAlign = "right";
     const layerStep = tickStep([1, 2, 5, 10, 20, 50, 100], ch / dpr, 24);
     for (let layer = 0; layer < data.layers; layer += layerStep) {
-      context.fillText(layer, left - 5 * dpr, Math.max(6 * dpr, (layer + 0.5) * ch));
+      context.fillText(layer, left - 5 * dpr, top + Math.max(3 * dpr, (layer + 0.5) * ch));
     }
     context.textAlign = "center";
     const rankStep = tickStep([1, 2, 4, 8, 16, 32, 64, 128, 256], cw / dpr, 30);
-    const under = ch * data.layers + 10 * dpr;
+    const under = top + ch * data.layers + 10 * dpr;
     for (let rank = 0; rank < data.ranks; rank += rankStep) context.fillText(rank, left + (rank + 0.5) * cw, under);
     context.textAlign = "right";
     context.fillText("rank", left - 5 * dpr, under);
     context.save();
-    context.translate(7 * dpr, (ch * data.layers) / 2);
+    context.translate(7 * dpr, top + (ch * data.layers) / 2);
     context.rotate(-Math.PI / 2);
     context.textAlign = "center";
     context.fillText("layer", 0, 0);
@@ -203,7 +205,7 @@ class HeatMap {
 
     if (cursor) {
       const edge = Math.max(2, 2 * dpr);
-      const box = [left + cursor.rank * cw - edge, cursor.layer * ch - edge, cw + 2 * edge, ch + 2 * edge];
+      const box = [left + cursor.rank * cw - edge, top + cursor.layer * ch - edge, cw + 2 * edge, ch + 2 * edge];
       context.lineWidth = edge;
       context.strokeStyle = style.getPropertyValue("--panel");
       context.strokeRect(box[0] - 1, box[1] - 1, box[2] + 2, box[3] + 2);
@@ -216,7 +218,7 @@ class HeatMap {
   cellAt(event) {
     if (!this.data || !this.at) return null;
     const rank = Math.floor((event.offsetX - this.at.left) / this.at.cw);
-    const layer = Math.floor(event.offsetY / this.at.ch);
+    const layer = Math.floor((event.offsetY - this.at.top) / this.at.ch);
     const inside = rank >= 0 && rank < this.data.ranks && layer >= 0 && layer < this.data.layers;
     return inside ? { layer, rank } : null;
   }
@@ -590,7 +592,7 @@ function showDetails(unit) {
     heat.shown = null;
     heat.clear();
     say($("heat-window"), "");
-    const waiting = unit.windows_complete > 0 && !details ? "Asking for the last window…" : "No load window is complete yet: the map appears with the first one.";
+    const waiting = unit.windows_complete > 0 && !details?.key ? "Asking for the last window…" : "No load window is complete yet: the map appears with the first one.";
     empty("heat-empty", details?.heatError ?? waiting);
   }
   $("legend").style.visibility = answer ? "visible" : "hidden";
@@ -688,7 +690,9 @@ function listenToTabs() {
 
 async function ask(path) {
   const answer = await fetch(path, { signal: AbortSignal.timeout(ANSWER_MAX_MS), cache: "no-store" });
-  if (!answer.ok) throw new Error(`the balancer answered ${answer.status} to ${path}`);
+  if (!answer.ok) {
+    throw Object.assign(new Error(`the balancer answered ${answer.status} to ${path}`), { status: answer.status });
+  }
   return answer.json();
 }
 
@@ -704,8 +708,8 @@ async function refreshDetails(force = false) {
   const path = `api/v1/units/${encodeURIComponent(unit.unit)}`;
   const [plans, windows] = await Promise.allSettled([
     ask(`${path}/plans?limit=${PLANS_LIMIT}`),
-    // Before the first complete window the balancer has no heat map, and says 404.
-    unit.windows_complete > 0 ? ask(`${path}/heat`) : null,
+    // Before the first complete window the balancer has no heat map, and says 404: no failure, but not worth asking.
+    unit.windows_complete > 0 ? ask(`${path}/heat`).catch((error) => (error.status === 404 ? null : Promise.reject(error))) : null,
   ]);
   const reason = (settled) => (settled.reason ? `No answer: ${settled.reason.message}.` : undefined);
   view.details.set(unit.unit, {
