@@ -253,7 +253,8 @@ pub fn load(named: Option<&Path>, overrides: Overrides) -> Result<Config, Config
 }
 
 fn parse(text: &str, path: &str) -> Result<Config, ConfigError> {
-    let malformed = |e: toml::de::Error| ConfigError::Malformed { path: path.to_owned(), reason: e.to_string() };
+    let malformed =
+        |e: toml::de::Error| ConfigError::Malformed { path: path.to_owned(), reason: e.to_string() };
     let table: toml::Table = toml::from_str(text).map_err(malformed)?;
     let known = toml::Table::try_from(Config::default()).expect("the default configuration is a table");
     if let Some((key, suggestion)) = unknown_key(&table, &known, "") {

@@ -13,6 +13,7 @@ use evenkeel_core::invariants;
 use evenkeel_core::plan::Plan;
 use evenkeel_core::protocol::membership::{Claim, Membership};
 use evenkeel_core::protocol::unit::{self as protocol, Action, Answer, Limits, UnitControl};
+use evenkeel_core::report::{Decision, KeepReason};
 use evenkeel_core::units::Millis;
 use evenkeel_proto::{ConvertError, PROTOCOL_VERSION, v1};
 use std::collections::{BTreeMap, HashMap};
@@ -202,7 +203,12 @@ impl ControlLoop {
         }
     }
 
-    async fn hello(&mut self, stream: StreamId, hello: &v1::Hello, link: AgentLink) -> Result<(), StoreError> {
+    async fn hello(
+        &mut self,
+        stream: StreamId,
+        hello: &v1::Hello,
+        link: AgentLink,
+    ) -> Result<(), StoreError> {
         match self.admit(stream, hello) {
             Ok((unit, node, applied)) => self.welcome(stream, unit, node, applied, hello, link).await,
             Err(refused) => {
@@ -372,9 +378,7 @@ impl ControlLoop {
                 Ok(())
             }
             v1::sync_request::Message::Result(result) => self.result(stream, &unit, &node, &result).await,
-            v1::sync_request::Message::Hello(_) => {
-                self.drop_stream(stream, "repeated_hello").await
-            }
+            v1::sync_request::Message::Hello(_) => self.drop_stream(stream, "repeated_hello").await,
         }
     }
 
@@ -406,7 +410,8 @@ impl ControlLoop {
                     formed.clean_windows += 1;
                     let imbalance = window.imbalance(formed.topology.shape().ranks.into());
                     formed.last_clean = Some(window);
-                    metrics::gauge!(m::IMBALANCE, "unit" => id.to_string(), "kind" => "expert").set(imbalance);
+                    metrics::gauge!(m::IMBALANCE, "unit" => id.to_string(), "kind" => "expert")
+                        .set(imbalance);
                     if let Some(gain) = formed.realised_gain() {
                         metrics::gauge!(m::REALISED_GAIN, "unit" => id.to_string()).set(gain);
                     }
@@ -596,7 +601,7 @@ impl ControlLoop {
         let unit = self.units.get_mut(id).expect("exists");
         let formed = unit.formed.as_mut().expect("only formed units are solved");
         formed.solving = false;
-        unit.last_decision = result.solved.reason.clone();
+        unit.last_decision = describe(&result);
         formed.decided = Some(result.window.window);
         let Some(plan) = &result.solved.plan else {
             formed.target = None;
@@ -707,7 +712,8 @@ impl ControlLoop {
                 metrics::counter!(m::TOKENS, "unit" => name.clone(), "kind" => kind).absolute(total);
             }
             let slowest = |f: fn(&v1::RankGauges) -> u32| unit.gauges.values().map(f).max();
-            for (quantile, us) in [("0.5", slowest(|g| g.step_us_p50)), ("0.99", slowest(|g| g.step_us_p99))] {
+            for (quantile, us) in [("0.5", slowest(|g| g.step_us_p50)), ("0.99", slowest(|g| g.step_us_p99))]
+            {
                 if let Some(us) = us {
                     metrics::gauge!(m::STEP_SECONDS, "unit" => name.clone(), "quantile" => quantile)
                         .set(f64::from(us) / 1e6);
@@ -805,6 +811,23 @@ fn account(
         window: Some(result.window.window.into()),
     };
     Pending { summary, loads: (&result.window.loads).into(), phase_began: now }
+}
+
+/// A decision in words.
+fn describe(result: &SolveResult) -> String {
+    let (report, window) = (&result.solved.report, result.window.window);
+    let imbalance = format!("imbalance {:.4} -> {:.4}", report.before_mean(), report.after_mean());
+    let decision = match result.solved.decision {
+        Decision::Keep(KeepReason::GainTooSmall) => "kept, nothing gains enough".to_owned(),
+        Decision::Keep(KeepReason::NoLoad) => "kept, nothing was routed".to_owned(),
+        Decision::Keep(KeepReason::IncompleteSnapshot) => "kept, counts are missing".to_owned(),
+        Decision::Reweight { .. } => format!("new weights, {imbalance}"),
+        Decision::Move { plans_left: 0 } => format!("{} moves, {imbalance}", report.moves()),
+        Decision::Move { plans_left } => {
+            format!("{} moves, {imbalance}, {plans_left} more plans to the target", report.moves())
+        }
+    };
+    format!("steps {}-{}: {decision}", window.from_step, window.to_step)
 }
 
 fn count_window(id: &UnitId, completeness: &'static str, windows: u64) {

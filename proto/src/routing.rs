@@ -130,7 +130,13 @@ mod tests {
         check_event(RoutingEvent::Tick);
         for as_of_request in [None, Some(request)] {
             let (rank, kv_used_tokens) = (Rank(3), Tokens(5));
-            check_event(RoutingEvent::RankState { rank, kv_used_tokens, requests: 2, as_of_request, up: true });
+            check_event(RoutingEvent::RankState {
+                rank,
+                kv_used_tokens,
+                requests: 2,
+                as_of_request,
+                up: true,
+            });
         }
         check_decision(Decision::Hold { request });
         for tokens in [None, Some(Tokens(8))] {

@@ -41,7 +41,8 @@ pub struct Process {
 impl Process {
     /// Starts `command`; what it prints is appended to `log`.
     pub fn start(mut command: Command, log: &Path) -> Self {
-        let file = std::fs::File::options().create(true).append(true).open(log).expect("a log can be written");
+        let file =
+            std::fs::File::options().create(true).append(true).open(log).expect("a log can be written");
         let errors = file.try_clone().expect("a handle can be copied");
         let child = command.stdin(Stdio::null()).stdout(file).stderr(errors).spawn().expect("starts");
         Self { child, log: log.to_owned() }

@@ -78,6 +78,7 @@ pub struct Rig {
     /// Where the balancer listens, the same over restarts.
     pub ports: Ports,
     agents: Vec<Agent>,
+    /// Number of the next step.
     step: u64,
 }
 
@@ -192,10 +193,10 @@ impl Rig {
 
     /// Runs one step on every living agent. Panics if an agent that should live does not answer.
     pub fn feed_step(&mut self, tokens: &[u64]) {
-        self.step += 1;
         for node in 0..self.agents.len() {
             self.feed_node(node, tokens).expect("a living agent runs its step");
         }
+        self.step += 1;
     }
 
     /// Runs the current step on one agent.

@@ -63,13 +63,13 @@ pub(super) struct Status {
 impl Status {
     pub(super) fn run(self) -> Result<(), Failure> {
         let request = GetStatusRequest {};
-        let status =
-            self.server.call(async |mut c| Ok(c.get_status(request).await?.into_inner()))?;
+        let status = self.server.call(async |mut c| Ok(c.get_status(request).await?.into_inner()))?;
         if self.output == Output::Json {
             println!("{:#}", crate::page::status_json(&status));
             return Ok(());
         }
-        let mut units = table(&["UNIT", "ROLE", "STATE", "EPOCH", "RANKS", "EXPERT IMBALANCE", "LAST DECISION"]);
+        let mut units =
+            table(&["UNIT", "ROLE", "STATE", "EPOCH", "RANKS", "EXPERT IMBALANCE", "LAST DECISION"]);
         for unit in &status.units {
             let shape = unit.shape.unwrap_or_default();
             let imbalance = unit.imbalance.and_then(|i| i.expert);
@@ -115,8 +115,7 @@ pub(super) struct Plans {
 impl Plans {
     pub(super) fn run(self) -> Result<(), Failure> {
         let request = ListPlansRequest { unit: self.unit, limit: self.limit };
-        let plans =
-            self.server.call(async |mut c| Ok(c.list_plans(request).await?.into_inner().plans))?;
+        let plans = self.server.call(async |mut c| Ok(c.list_plans(request).await?.into_inner().plans))?;
         if self.output == Output::Json {
             println!("{:#}", crate::page::plans_json(&plans));
             return Ok(());

@@ -1,7 +1,7 @@
 //! The demo's processes: one balancer and one agent per node, on free loopback ports, in one directory.
 
-use super::units::DemoUnit;
 use super::DemoError;
+use super::units::DemoUnit;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
@@ -15,20 +15,20 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 /// After SIGTERM a process gets this long before it is killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// How often a file or a status is looked at while waiting.
-pub const POLL: Duration = Duration::from_millis(20);
+pub(super) const POLL: Duration = Duration::from_millis(20);
 
 /// Addresses of the balancer, as it wrote them.
-pub type BalancerPorts = crate::serve::Bound;
+pub(super) type BalancerPorts = crate::serve::Bound;
 
 /// Addresses of an agent, as it wrote them.
 #[derive(Debug, Clone, Deserialize)]
-pub struct AgentPorts {
+pub(super) struct AgentPorts {
     /// Simulated engine.
     pub engine: String,
 }
 
 /// A running agent.
-pub struct Agent {
+pub(super) struct Agent {
     /// Its node.
     pub node: String,
     /// Its state directory, with the slots' bytes.
@@ -39,7 +39,7 @@ pub struct Agent {
 }
 
 /// All processes. Dropping it kills those that are left.
-pub struct Cluster {
+pub(super) struct Cluster {
     /// Where the balancer listens.
     pub balancer: BalancerPorts,
     /// Per unit, in the order of their nodes.
@@ -48,7 +48,7 @@ pub struct Cluster {
 }
 
 /// What the processes are started with.
-pub struct Launch<'a> {
+pub(super) struct Launch<'a> {
     /// Directory for state, configuration and logs.
     pub dir: &'a Path,
     /// The `evenkeel-agent` program.
@@ -63,7 +63,7 @@ pub struct Launch<'a> {
 
 impl Cluster {
     /// Starts every process and waits until all of them listen.
-    pub async fn start(launch: &Launch<'_>) -> Result<Cluster, DemoError> {
+    pub(super) async fn start(launch: &Launch<'_>) -> Result<Cluster, DemoError> {
         let config = launch.dir.join("balancer.toml");
         std::fs::write(&config, launch.config).map_err(|e| DemoError::file(&config, e))?;
         let ports_file = launch.dir.join("balancer-ports.json");
@@ -83,7 +83,11 @@ impl Cluster {
                 let name = unit.node_name(node);
                 let state_dir = launch.dir.join(&name);
                 let command = agent_command(launch, unit, node, &state_dir, &balancer);
-                children.push((name.clone(), spawn(command, &launch.dir.join(format!("{name}.log")))?, state_dir));
+                children.push((
+                    name.clone(),
+                    spawn(command, &launch.dir.join(format!("{name}.log")))?,
+                    state_dir,
+                ));
             }
             started.push(children);
         }
@@ -100,19 +104,19 @@ impl Cluster {
     }
 
     /// Processes, the balancer included.
-    pub fn processes(&self) -> usize {
+    pub(super) fn processes(&self) -> usize {
         1 + self.agents.iter().map(Vec::len).sum::<usize>()
     }
 
     /// Highest resident memory of the balancer so far, in bytes, as the kernel counted it.
-    pub fn balancer_peak_memory(&self) -> Option<u64> {
+    pub(super) fn balancer_peak_memory(&self) -> Option<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.balancer_child.id()?)).ok()?;
         let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
         Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
     }
 
     /// An error if a process has ended: none may before [`Self::stop`].
-    pub fn check_alive(&mut self) -> Result<(), DemoError> {
+    pub(super) fn check_alive(&mut self) -> Result<(), DemoError> {
         let agents = self.agents.iter_mut().flatten().map(|a| (a.node.as_str(), &mut a.child));
         for (name, child) in std::iter::once(("balancer", &mut self.balancer_child)).chain(agents) {
             if let Ok(Some(status)) = child.try_wait() {
@@ -123,7 +127,7 @@ impl Cluster {
     }
 
     /// Stops the agents, then the balancer, each cleanly.
-    pub async fn stop(self) {
+    pub(super) async fn stop(self) {
         let mut agents: Vec<Child> = self.agents.into_iter().flatten().map(|a| a.child).collect();
         agents.iter().for_each(terminate);
         for child in &mut agents {
@@ -144,7 +148,9 @@ fn agent_command(
 ) -> Command {
     let shape = &unit.shape;
     let mut command = Command::new(launch.agent_program);
-    let mut flag = |name: &str, value: String| drop(command.arg(name).arg(value));
+    let mut flag = |name: &str, value: String| {
+        command.arg(name).arg(value);
+    };
     flag("--balancer", balancer.agents.to_string());
     flag("--cluster", super::CLUSTER.to_owned());
     flag("--node", unit.node_name(node));

@@ -10,13 +10,13 @@ use evenkeel_core::plan::{LayerPlan, Plan};
 use evenkeel_core::policy::ExpertPolicy;
 use evenkeel_core::snapshot::{LoadTable, Snapshot, Window};
 use evenkeel_core::topology::UnitTopology;
-use evenkeel_simulate::baselines::eplb;
+use evenkeel_simulate::baselines::eplb::{self, Deployment, EplbPlacement};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Everything that the table shows.
 #[derive(Debug, Clone)]
-pub struct Figures {
+pub(super) struct Figures {
     /// Experts: one row per unit and domain.
     pub experts: Vec<ExpertFigures>,
     /// The shift from intent to law.
@@ -43,7 +43,7 @@ pub struct Figures {
 
 /// Planners on one pair of windows: max over mean of the rank loads, mean over layers.
 #[derive(Debug, Clone)]
-pub struct ExpertFigures {
+pub(super) struct ExpertFigures {
     /// The unit.
     pub unit: String,
     /// Its size, in words.
@@ -64,7 +64,7 @@ pub struct ExpertFigures {
 
 /// Three planners on one window.
 #[derive(Debug, Clone, Copy)]
-pub struct Planners {
+pub(super) struct Planners {
     /// The placement that the engine boots with.
     pub boot: f64,
     /// DeepSeek's EPLB, global policy, even split.
@@ -75,7 +75,7 @@ pub struct Planners {
 
 /// What a change of domain did.
 #[derive(Debug, Clone, Copy)]
-pub struct ShiftFigures {
+pub(super) struct ShiftFigures {
     /// First window of the new domain under the plan for the old one.
     pub before: f64,
     /// The same window under the plan made on it.
@@ -88,7 +88,7 @@ pub struct ShiftFigures {
 
 /// The request workload.
 #[derive(Debug, Clone, Copy)]
-pub struct WorkloadFigures {
+pub(super) struct WorkloadFigures {
     /// Virtual minutes.
     pub minutes: u64,
     /// Requests in the recorded trace.
@@ -103,7 +103,7 @@ pub struct WorkloadFigures {
 
 /// Plans and bytes over all units.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Totals {
+pub(super) struct Totals {
     /// Plans that changed shares only.
     pub weights_plans: u64,
     /// Plans that moved weights.
@@ -119,14 +119,21 @@ pub struct Totals {
 }
 
 /// Compares the planners on the window that `plan` was solved on and on the one after it.
-pub fn compare(unit: &DemoUnit, routing: &str, plan: &Plan, solved: &LoadTable, next: &LoadTable) -> ExpertFigures {
+pub(super) fn compare(
+    unit: &DemoUnit,
+    routing: &str,
+    plan: &Plan,
+    solved: &LoadTable,
+    next: &LoadTable,
+) -> ExpertFigures {
     let shape = &unit.shape;
     let topology = topology(unit);
     let boot = Plan::boot(topology.unit().clone(), shape);
-    let eplb = Eplb::solve(unit, solved);
+    let eplb = solve_eplb(unit, solved);
+    let layers: Vec<usize> = (0..solved.layers()).collect();
     let planners = |window: &LoadTable| Planners {
         boot: mean(&boot.layers, |l, layer| layer.imbalance(shape, window.layer(l))),
-        eplb: eplb.imbalance(window),
+        eplb: mean(&layers, |l, _| eplb.imbalance(l, window.layer(l))),
         evenkeel: mean(&plan.layers, |l, layer| layer.imbalance(shape, window.layer(l))),
     };
     let even = |layer: &LayerPlan| LayerPlan::even(layer.physical_to_logical.clone(), shape.experts.into());
@@ -144,7 +151,7 @@ pub fn compare(unit: &DemoUnit, routing: &str, plan: &Plan, solved: &LoadTable, 
 }
 
 /// Imbalance of a plan in a window, mean over layers.
-pub fn imbalance(unit: &DemoUnit, plan: &Plan, window: &LoadTable) -> f64 {
+pub(super) fn imbalance(unit: &DemoUnit, plan: &Plan, window: &LoadTable) -> f64 {
     mean(&plan.layers, |l, layer| layer.imbalance(&unit.shape, window.layer(l)))
 }
 
@@ -172,21 +179,14 @@ fn topology(unit: &DemoUnit) -> Arc<UnitTopology> {
     Arc::new(UnitTopology::new(id, unit.shape.clone(), &claims).expect("the demo's units are complete"))
 }
 
-/// EPLB's placement of a unit.
-struct Eplb {
-    layers: Vec<eplb::EplbLayer>,
-}
-
-impl Eplb {
-    /// Its global policy: the better balanced one, and the only one for units whose nodes do not divide
-    /// the groups.
-    fn solve(unit: &DemoUnit, loads: &LoadTable) -> Self {
-        todo_adapter(unit, loads)
-    }
-
-    fn imbalance(&self, window: &LoadTable) -> f64 {
-        mean(&self.layers, |l, layer| layer.imbalance(window.layer(l)))
-    }
+/// EPLB's placement of a unit, by its global policy: the better balanced one, and the only one for units whose
+/// nodes do not divide the groups.
+fn solve_eplb(unit: &DemoUnit, loads: &LoadTable) -> EplbPlacement {
+    let shape = &unit.shape;
+    let (gpus, slots) = (usize::from(shape.ranks), usize::from(shape.slots_per_rank));
+    let deployment = Deployment { replicas: gpus * slots, groups: 1, nodes: 1, gpus };
+    let rows: Vec<Vec<u64>> = (0..loads.layers()).map(|l| loads.layer(l).to_vec()).collect();
+    eplb::rebalance_experts(&rows, deployment).expect("the demo's units have a slot for every expert")
 }
 
 fn mean<T>(layers: &[T], value: impl Fn(usize, &T) -> f64) -> f64 {

@@ -12,8 +12,8 @@ use super::windows::{RecordedWindows, SyntheticWindows};
 use evenkeel_core::plan::Plan;
 use evenkeel_proto::v1;
 use evenkeel_simulate::policy::SimulationError;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -21,11 +21,17 @@ use tokio::sync::watch;
 const PACE: Duration = Duration::from_millis(100);
 /// Windows that each synthetic unit is fed at least.
 const WINDOWS_MIN: u64 = 12;
+/// Windows that each synthetic unit is fed at most: the request engines are done long before.
+const WINDOWS_MAX: u64 = 2_000;
+/// A unit that is not at rest this long after a window is fed another one.
+const REST: Duration = Duration::from_millis(500);
+/// A unit that is fed one window at a time comes to rest within this time after each.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
 /// Routing decisions may take this long on a busy machine of two cores.
 const CALL_DEADLINE: Duration = Duration::from_secs(600);
 
 /// The parts of a replay.
-pub struct Stage<'a> {
+pub(super) struct Stage<'a> {
     /// The processes.
     pub cluster: &'a Cluster,
     /// The balancer's admin service.
@@ -43,7 +49,7 @@ pub struct Stage<'a> {
 }
 
 /// What a replay found.
-pub struct Outcome {
+pub(super) struct Outcome {
     /// One row per unit and domain.
     pub experts: Vec<ExpertFigures>,
     /// From intent to law.
@@ -59,7 +65,7 @@ pub struct Outcome {
 }
 
 /// Work of a replay in virtual milliseconds: six engine runs, and the windows together as much as three.
-pub fn work(workload: &Workload) -> u64 {
+pub(super) fn work(workload: &Workload) -> u64 {
     6 * workload.end_ms() + (2 * WINDOWS_MIN + 4) * window_work(workload)
 }
 
@@ -69,7 +75,7 @@ fn window_work(workload: &Workload) -> u64 {
 
 impl Stage<'_> {
     /// Runs everything to its end.
-    pub async fn run(&self) -> Result<Outcome, DemoError> {
+    pub(super) async fn run(&self) -> Result<Outcome, DemoError> {
         let (gauges, decode_gauges) = watch::channel(Gauges::new());
         let (_idle, no_gauges) = watch::channel(Gauges::new());
         let routed = Arc::new(AtomicBool::new(false));
@@ -102,15 +108,17 @@ impl Stage<'_> {
         let unit = &self.units[unit];
         let mut feed = Feed::connect(unit, agents, gauges).await?;
         let mut windows = SyntheticWindows::new(&unit.shape, self.seed, unit.weights_seed);
-        let mut fed = 0;
-        while fed < WINDOWS_MIN || !routed.load(Ordering::Relaxed) {
+        for fed in 0.. {
+            if fed == WINDOWS_MAX {
+                return Err(not_at_rest(unit));
+            }
             feed.window(&windows.next_window(), PACE).await?;
             if fed < WINDOWS_MIN {
                 self.progress.counter().fetch_add(window_work(self.workload), Ordering::Relaxed);
+            } else if routed.load(Ordering::Relaxed) && feed.settled(&mut admin, REST).await? {
+                break;
             }
-            fed += 1;
         }
-        feed.settled(&mut admin).await?;
         // What is compared must not change while the next window is fed.
         admin.pause(unit.name).await?;
         feed.window(&windows.next_window(), PACE).await?;
@@ -130,7 +138,9 @@ impl Stage<'_> {
         let mut epochs = Vec::new();
         for steps in self.recorded.windows() {
             feed.window(steps, PACE).await?;
-            feed.settled(&mut admin).await?;
+            if !feed.settled(&mut admin, SETTLE_DEADLINE).await? {
+                return Err(not_at_rest(unit));
+            }
             plans.push(head(&mut admin, unit).await?);
             epochs.push(plans.last().map_or(0, |p| p.epoch.0));
             self.progress.counter().fetch_add(window_work(self.workload), Ordering::Relaxed);
@@ -206,6 +216,10 @@ async fn committed(admin: &mut Admin, unit: &DemoUnit, feed: &Feed) -> Result<(P
     let window = answer.summary.and_then(|s| s.window).unwrap_or_default();
     let window = feed.window_at(&window).ok_or_else(|| wrong_answer("a plan of a window never fed"))?;
     Ok((head(admin, unit).await?, window))
+}
+
+fn not_at_rest(unit: &DemoUnit) -> DemoError {
+    DemoError::Deadline { what: format!("unit {} to come to rest", unit.name), after: SETTLE_DEADLINE }
 }
 
 fn wrong_answer(what: &str) -> DemoError {

@@ -71,7 +71,9 @@ pub(crate) enum DemoError {
     File { path: String, source: std::io::Error },
     #[error("{program} cannot be started: {source}; build it with `cargo build --release`, or name it by --agent-program", program = program.display())]
     Spawn { program: PathBuf, source: std::io::Error },
-    #[error("process {process} ended early ({status}); its log stands in the demo's directory, which --keep keeps")]
+    #[error(
+        "process {process} ended early ({status}); its log stands in the demo's directory, which --keep keeps"
+    )]
     Exited { process: String, status: String },
     #[error("waited {} s for {what}", after.as_secs())]
     Deadline { what: String, after: Duration },
@@ -84,7 +86,7 @@ pub(crate) enum DemoError {
     #[error(transparent)]
     Trace(#[from] evenkeel_simulate::trace::TraceError),
     #[error(transparent)]
-    Loads(#[from] evenkeel_simulate::expert_loads::ExpertLoadsError),
+    Loads(#[from] evenkeel_simulate::expert_loads::RoutingError),
     #[error(transparent)]
     Simulation(#[from] evenkeel_simulate::policy::SimulationError),
     #[error("the verifier ended with {status}: {message}")]

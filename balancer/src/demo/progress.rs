@@ -13,7 +13,7 @@ const DRAW: Duration = Duration::from_millis(100);
 
 /// Counts work in milliseconds of virtual time; a window counts as much as its share of the whole.
 #[derive(Clone)]
-pub struct Progress {
+pub(super) struct Progress {
     bar: ProgressBar,
     done: Arc<AtomicU64>,
     total: u64,
@@ -21,21 +21,22 @@ pub struct Progress {
 
 impl Progress {
     /// A bar for `total` virtual milliseconds.
-    pub fn new(total: u64) -> Self {
+    pub(super) fn new(total: u64) -> Self {
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
-        let style = ProgressStyle::with_template("{spinner} [{elapsed_precise}] {bar:40} {percent:>3} %  {msg}")
-            .expect("the template is well-formed");
+        let style =
+            ProgressStyle::with_template("{spinner} [{elapsed_precise}] {bar:40} {percent:>3} %  {msg}")
+                .expect("the template is well-formed");
         bar.set_style(style);
         Self { bar, done: Arc::new(AtomicU64::new(0)), total }
     }
 
     /// The counter that workers add to.
-    pub fn counter(&self) -> Arc<AtomicU64> {
+    pub(super) fn counter(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.done)
     }
 
     /// Says what is being done.
-    pub fn say(&self, what: impl Into<String>) {
+    pub(super) fn say(&self, what: impl Into<String>) {
         let what = what.into();
         if !std::io::stderr().is_terminal() {
             eprintln!("{what}");
@@ -44,7 +45,7 @@ impl Progress {
     }
 
     /// Draws until dropped.
-    pub async fn draw(self) {
+    pub(super) async fn draw(self) {
         let mut printed = 0;
         loop {
             let done = self.done.load(Ordering::Relaxed).min(self.total);
@@ -59,7 +60,7 @@ impl Progress {
     }
 
     /// Takes the bar away.
-    pub fn finish(&self) {
+    pub(super) fn finish(&self) {
         self.bar.finish_and_clear();
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use std::fmt::Write as _;
 
 /// The figures for people.
-pub fn table(figures: &Figures) -> String {
+pub(super) fn table(figures: &Figures) -> String {
     let mut text = String::new();
     let mut part = |title: &str, table: Table| {
         let _ = writeln!(text, "{title}\n{table}\n");
@@ -44,7 +44,8 @@ fn ratio(value: f64) -> Cell {
 }
 
 fn experts_table(rows: &[ExpertFigures]) -> Table {
-    let mut table = new_table(&["unit, routing", "window", "before", "EPLB", "even split", "Evenkeel", "re-solved"]);
+    let mut table =
+        new_table(&["unit, routing", "window", "before", "EPLB", "even split", "Evenkeel", "re-solved"]);
     for row in rows {
         let solved = [
             Cell::new(format!("{}  {}", row.unit, row.size)),
@@ -90,7 +91,9 @@ fn requests_table(figures: &Figures) -> Table {
 fn totals_table(figures: &Figures) -> Table {
     let mut table = new_table(&["what", "figure"]);
     let (totals, verified) = (&figures.totals, &figures.verified);
-    let mut row = |what: &str, figure: String| drop(table.add_row([Cell::new(what), right(figure)]));
+    let mut row = |what: &str, figure: String| {
+        table.add_row([Cell::new(what), right(figure)]);
+    };
     row("plans committed, weights only", totals.weights_plans.to_string());
     row("plans committed, with moves", totals.moves_plans.to_string());
     row("slots moved", totals.slots_moved.to_string());
@@ -132,7 +135,7 @@ fn notes(figures: &Figures) -> String {
 }
 
 /// The same figures for programs.
-pub fn json(figures: &Figures) -> Value {
+pub(super) fn json(figures: &Figures) -> Value {
     let (totals, workload) = (&figures.totals, &figures.workload);
     json!({
         "experts": figures.experts.iter().map(experts_json).collect::<Vec<_>>(),

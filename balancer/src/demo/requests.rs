@@ -28,7 +28,7 @@ const REQUESTS_PER_RANK: f64 = 60.0;
 /// other prompts by prefill units that are not simulated. Two copies load the unit to about four fifths.
 const PREFILL_COPIES: u32 = 2;
 /// New tokens that a prefill rank runs in one round.
-pub const ROUND_TOKENS: u64 = 4096;
+pub(super) const ROUND_TOKENS: u64 = 4096;
 /// Blocks of 512 tokens in the shared prefix cache: half a billion tokens, as an on-disk cache has.
 const CACHE_BLOCKS: usize = 1 << 20;
 /// The units start empty; what comes before this virtual time is not measured.
@@ -40,7 +40,7 @@ const GAUGES_EVERY: u64 = 32;
 
 /// Figures of one policy.
 #[derive(Debug, Clone)]
-pub struct PolicyFigures {
+pub(super) struct PolicyFigures {
     /// Of the decode unit.
     pub decode: DecodeFigures,
     /// Of the prefill unit.
@@ -49,7 +49,7 @@ pub struct PolicyFigures {
 
 /// The request workload of the demo.
 #[derive(Clone)]
-pub struct Workload {
+pub(super) struct Workload {
     trace: Arc<[TraceRequest]>,
     seed: u64,
     decode: DecodeUnit,
@@ -59,14 +59,20 @@ pub struct Workload {
 }
 
 /// Gauges of every rank of a unit, as the engine models have them.
-pub type Gauges = Vec<v1::RankGauges>;
+pub(super) type Gauges = Vec<v1::RankGauges>;
 
 /// Virtual milliseconds that all engines together have run, for the progress bar.
-pub type Progress = Arc<AtomicU64>;
+pub(super) type Progress = Arc<AtomicU64>;
 
 impl Workload {
     /// `minutes` of the replicated trace on units of these sizes.
-    pub fn new(trace: Arc<[TraceRequest]>, minutes: u64, seed: u64, decode_ranks: u16, prefill_ranks: u16) -> Self {
+    pub(super) fn new(
+        trace: Arc<[TraceRequest]>,
+        minutes: u64,
+        seed: u64,
+        decode_ranks: u16,
+        prefill_ranks: u16,
+    ) -> Self {
         let end_ms = minutes * 60_000;
         let warm_up_ms = WARM_UP_MS.min(end_ms / 2);
         let cost = DecodeCost::default();
@@ -87,12 +93,12 @@ impl Workload {
     }
 
     /// Virtual milliseconds of one engine.
-    pub fn end_ms(&self) -> u64 {
+    pub(super) fn end_ms(&self) -> u64 {
         self.decode.end_ms
     }
 
     /// Copies of the trace that feed the prefill unit.
-    pub fn prefill_copies(&self) -> u32 {
+    pub(super) fn prefill_copies(&self) -> u32 {
         PREFILL_COPIES
     }
 
@@ -107,13 +113,13 @@ impl Workload {
     }
 
     /// Both units under round robin.
-    pub fn round_robin(&self, progress: &Progress) -> Result<PolicyFigures, SimulationError> {
+    pub(super) fn round_robin(&self, progress: &Progress) -> Result<PolicyFigures, SimulationError> {
         let policy = RoundRobin::new;
         self.baseline(policy, progress)
     }
 
     /// Both units under least requests, with fresh state: its best case.
-    pub fn least_requests(&self, progress: &Progress) -> Result<PolicyFigures, SimulationError> {
+    pub(super) fn least_requests(&self, progress: &Progress) -> Result<PolicyFigures, SimulationError> {
         let policy = LeastRequests::new;
         self.baseline(policy, progress)
     }
@@ -131,7 +137,7 @@ impl Workload {
     }
 
     /// The decode unit routed by the balancer. Blocks; `gauges` gets the ranks' state as it goes.
-    pub fn decode_live(
+    pub(super) fn decode_live(
         &self,
         router: &mut LiveRouter,
         progress: &Progress,
@@ -153,7 +159,7 @@ impl Workload {
     }
 
     /// The prefill unit routed by the balancer. Blocks.
-    pub fn prefill_live(
+    pub(super) fn prefill_live(
         &self,
         router: &mut LiveRouter,
         progress: &Progress,
@@ -187,7 +193,7 @@ fn drive<E: EngineModel, P: RequestPolicy>(
 }
 
 /// The balancer's routing service as a policy. Used from a blocking thread.
-pub struct LiveRouter {
+pub(super) struct LiveRouter {
     unit: &'static str,
     runtime: Handle,
     requests: mpsc::Sender<v1::RouteRequest>,
@@ -198,7 +204,7 @@ pub struct LiveRouter {
 
 impl LiveRouter {
     /// Opens a stream for one unit.
-    pub async fn open(channel: Channel, unit: &'static str) -> Result<Self, DemoError> {
+    pub(super) async fn open(channel: Channel, unit: &'static str) -> Result<Self, DemoError> {
         let mut client = RoutingServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let (requests, queue) = mpsc::channel(1);
         let stream = tokio_stream::wrappers::ReceiverStream::new(queue);
@@ -207,7 +213,7 @@ impl LiveRouter {
     }
 
     /// Decisions received.
-    pub fn decisions(&self) -> u64 {
+    pub(super) fn decisions(&self) -> u64 {
         self.decisions
     }
 

@@ -12,7 +12,6 @@ use super::windows::RecordedWindows;
 use super::{CLUSTER, Demo, DemoError};
 use evenkeel_proto::v1;
 use evenkeel_simulate::trace::read_all;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,7 +23,7 @@ const FORM_DEADLINE: Duration = Duration::from_secs(60);
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Runs the demo.
-pub async fn run(demo: &Demo) -> Result<Figures, DemoError> {
+pub(super) async fn run(demo: &Demo) -> Result<Figures, DemoError> {
     let units = units(demo.expert_bytes);
     let trace: Arc<[_]> = read_all(&demo.trace_file())?.into();
     let (prefill, decode) = (&units[PREFILL].shape, &units[DECODE].shape);
@@ -37,6 +36,9 @@ pub async fn run(demo: &Demo) -> Result<Figures, DemoError> {
         .tempdir()
         .map_err(|e| DemoError::file(&std::env::temp_dir(), e))?;
     directory.disable_cleanup(demo.keep);
+    if demo.keep {
+        eprintln!("state and logs stay in {}", directory.path().display());
+    }
     let config = config();
     let launch = Launch {
         dir: directory.path(),
@@ -80,14 +82,12 @@ pub async fn run(demo: &Demo) -> Result<Figures, DemoError> {
     let totals = totals(&mut admin, &units, &metrics).await?;
     drawing.abort();
     progress.finish();
-    if demo.keep {
-        eprintln!("state and logs stay in {}", directory.path().display());
-    }
     if demo.linger > 0 {
         eprintln!("the page stays up for {} s: http://{}/", demo.linger, cluster.balancer.metrics);
         tokio::time::sleep(Duration::from_secs(demo.linger)).await;
     }
-    let (processes, balancer_peak_memory) = (cluster.processes(), cluster.balancer_peak_memory().unwrap_or(0));
+    let (processes, balancer_peak_memory) =
+        (cluster.processes(), cluster.balancer_peak_memory().unwrap_or(0));
     cluster.stop().await;
     Ok(Figures {
         experts: outcome.experts,
@@ -144,7 +144,8 @@ async fn formed(cluster: &mut Cluster, admin: &mut Admin, units: &[DemoUnit]) ->
 
 /// The balancer's own metrics, read as Prometheus reads them.
 async fn scrape(address: &str) -> Result<String, DemoError> {
-    let failed = |e: std::io::Error| DemoError::Connect { address: address.to_owned(), reason: e.to_string() };
+    let failed =
+        |e: std::io::Error| DemoError::Connect { address: address.to_owned(), reason: e.to_string() };
     let exchange = async {
         let mut stream = tokio::net::TcpStream::connect(address).await?;
         let request = format!("GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n");

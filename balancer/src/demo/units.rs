@@ -4,7 +4,7 @@ use evenkeel_core::topology::{Role, UnitShape};
 
 /// One unit of the demo.
 #[derive(Debug, Clone)]
-pub struct DemoUnit {
+pub(super) struct DemoUnit {
     /// Its name.
     pub name: &'static str,
     /// Nodes; ranks are spread evenly over them.
@@ -19,21 +19,21 @@ pub struct DemoUnit {
 
 impl DemoUnit {
     /// Name of one of its nodes.
-    pub fn node_name(&self, node: u16) -> String {
+    pub(super) fn node_name(&self, node: u16) -> String {
         format!("{}-{node}", self.name)
     }
 }
 
 /// Index of each unit in [`units`].
-pub const PREFILL: usize = 0;
+pub(super) const PREFILL: usize = 0;
 /// See [`PREFILL`].
-pub const DECODE: usize = 1;
+pub(super) const DECODE: usize = 1;
 /// See [`PREFILL`].
-pub const V2_LITE: usize = 2;
+pub(super) const V2_LITE: usize = 2;
 
 /// DeepSeek's published deployment: prefill EP32 on 4 nodes, decode EP144 on 18; and 8 ranks of one node for
 /// the recorded routing of DeepSeek-V2-Lite.
-pub fn units(expert_bytes: u64) -> Vec<DemoUnit> {
+pub(super) fn units(expert_bytes: u64) -> Vec<DemoUnit> {
     let shape = |role, layers, experts, top_k, ranks, slots_per_rank| UnitShape {
         role,
         layers,

@@ -9,7 +9,7 @@ use tokio::process::Command;
 
 /// What the verifier found.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Verified {
+pub(super) struct Verified {
     /// Agents whose slots were read.
     pub agents: u64,
     /// Slots compared byte for byte.
@@ -21,7 +21,7 @@ pub struct Verified {
 }
 
 /// Runs `evenkeel-agent verify` over all agents.
-pub async fn verify(cluster: &Cluster, agent_program: &Path) -> Result<Verified, DemoError> {
+pub(super) async fn verify(cluster: &Cluster, agent_program: &Path) -> Result<Verified, DemoError> {
     let mut command = Command::new(agent_program);
     command.arg("verify").arg("--admin").arg(cluster.balancer.admin.to_string());
     for agent in cluster.agents.iter().flatten() {

@@ -115,7 +115,9 @@ fn unit_id(unit: &str) -> Result<UnitId, Status> {
 }
 
 fn unknown_unit(unit: &UnitId) -> Status {
-    Status::not_found(format!("unknown_unit: no unit {unit} has formed; see GetStatus for the units there are"))
+    Status::not_found(format!(
+        "unknown_unit: no unit {unit} has formed; see GetStatus for the units there are"
+    ))
 }
 
 fn no_window(unit: &UnitId) -> Status {

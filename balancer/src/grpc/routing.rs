@@ -56,7 +56,8 @@ fn answer(routers: &Routers, batch: &RouteRequest) -> RouteResponse {
         decisions: Vec::new(),
         error: Some(RouteError { code: code.to_owned(), message }),
     });
-    let events: Result<Vec<RoutingEvent>, ConvertError> = batch.events.iter().map(TryInto::try_into).collect();
+    let events: Result<Vec<RoutingEvent>, ConvertError> =
+        batch.events.iter().map(TryInto::try_into).collect();
     let events = match events {
         Ok(events) => events,
         Err(e) => {

@@ -156,7 +156,8 @@ mod tests {
     fn the_page_names_no_outside_resource() {
         for file in [INDEX, CSS, JS] {
             let outside = file.split(['"', '\'', '(']).find(|part| {
-                part.starts_with("http") && !part.starts_with("http://www.w3.org/") || part.starts_with("//cdn")
+                part.starts_with("http") && !part.starts_with("http://www.w3.org/")
+                    || part.starts_with("//cdn")
             });
             assert_eq!(outside, None);
         }

@@ -35,10 +35,11 @@ impl EmbeddedStore {
         let broken = |reason: String| StoreError::Broken { path: path.display().to_string(), reason };
         std::fs::create_dir_all(state_dir)
             .map_err(|e| broken(format!("cannot make the directory {}: {e}", state_dir.display())))?;
-        let database = Database::builder().set_cache_size(CACHE_BYTES).create(&path).map_err(|e| match e {
-            DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.display().to_string() },
-            other => broken(other.to_string()),
-        })?;
+        let database =
+            Database::builder().set_cache_size(CACHE_BYTES).create(&path).map_err(|e| match e {
+                DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.display().to_string() },
+                other => broken(other.to_string()),
+            })?;
         let store = Self { database, path };
         store.check_schema()?;
         Ok(store)

@@ -1,9 +1,9 @@
 //! What outlives the balancer: terms, units, committed plans. One trait, so that a store shared by several
 //! balancers can stand beside the embedded one; both must pass [`conformance`].
 
-pub mod embedded;
 #[cfg(test)]
 mod conformance;
+pub mod embedded;
 
 use evenkeel_core::ids::{Digest, Epoch, Term, UnitId};
 use evenkeel_core::plan::Plan;
@@ -41,7 +41,9 @@ pub enum StoreError {
         path: String,
     },
     /// The file cannot be read, written or trusted.
-    #[error("store {path}: {reason}; if the file is damaged, move it away and restart the units without state")]
+    #[error(
+        "store {path}: {reason}; if the file is damaged, move it away and restart the units without state"
+    )]
     Broken {
         /// The store's file.
         path: String,
