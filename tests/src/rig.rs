@@ -118,7 +118,9 @@ impl Rig {
         let shape = &self.shape;
         let (first, last) = (node * shape.ranks_per_node, (node + 1) * shape.ranks_per_node - 1);
         let mut command = Command::new(program("evenkeel-agent"));
-        let mut flag = |name: &str, value: String| drop(command.arg(name).arg(value));
+        let mut flag = |name: &str, value: String| {
+            command.arg(name).arg(value);
+        };
         flag("--balancer", self.ports.agents.clone());
         flag("--cluster", "test".to_owned());
         flag("--node", format!("n-{node}"));
