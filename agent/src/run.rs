@@ -114,7 +114,7 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
         session.run(stop).await;
         Ok(())
     });
-    let ports_file = config.state_dir.join("ports.json");
+    let ports_file = start::ports_file(&config.state_dir);
     replace(&ports_file, ports.to_json().as_bytes())
         .map_err(|error| Failure::other("state_unwritable", format!("{}: {error}", ports_file.display())))?;
     Ok(Running { ports, shutdown, tasks, ports_file, _lock: lock })

@@ -196,3 +196,19 @@ async fn a_boot_plan_of_the_welcome_is_what_the_worker_boots_with() {
     stream.welcome(1, Some(&plan)).await;
     assert_eq!(stream.expect(Applied).await.applied, Some(id(&plan)));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn staging_that_outlasts_its_deadline_is_given_up() {
+    let (mut unit, mut balancer) = (Unit::new(), Balancer::start().await);
+    // At one byte a second the move of 100 bytes outlasts everything here.
+    let _a = unit.start_paced(0, balancer.address, 1).await;
+    let (mut stream, _) = balancer.accept().await;
+    stream.welcome(1, None).await;
+    stream.expect(Applied).await;
+    let (boot_plan, plan) = (unit.boot(), unit.child(&unit.boot(), "0 - 2 2 3 - 4 5 - 0 1 -"));
+    stream.prepare_within(1, &unit, 0, &boot_plan, &plan).await;
+    let refused = stream.expect(Refused).await;
+    assert_eq!((refused.code.as_str(), refused.applied), ("deadline_exceeded", Some(id(&boot_plan))));
+    stream.commit(1, &plan).await;
+    assert_eq!(stream.expect(Refused).await.code, "not_prepared");
+}
