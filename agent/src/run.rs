@@ -100,7 +100,8 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
     let mut tasks = JoinSet::new();
     tasks.spawn(reconciler.run(stop.clone()));
     tasks.spawn(metrics::serve(listeners.metrics, metrics.clone(), stop.clone()));
-    let serve = server::Serve { worker: worker.clone(), weights, metrics: metrics.clone() };
+    let connections_max = server::CONNECTIONS_MAX;
+    let serve = server::Serve { worker: worker.clone(), weights, metrics: metrics.clone(), connections_max };
     let transfer = server::run(listeners.transfer, serve, stop.clone());
     tasks.spawn(async {
         transfer.await;

@@ -43,6 +43,12 @@ fn bad_flags_exit_with_2_and_leave_nothing_behind() {
     check_fails(&run(&format!("{flags} --expertbytes 5")), 2, "usage");
     check_fails(&run(&flags.replace("--ranks-total 4", "--ranks-total 2")), 2, "topology_too_few_slots");
     check_fails(&run(&flags.replace("--ranks 0-1", "--ranks 4")), 2, "config_invalid");
+    let environment = ("EVENKEEL_AGENT_EXPERT_BYTES", "0");
+    let flags = flags.replace("--expert-bytes 100", "");
+    let output = agent(&flags).envs([environment]).output().unwrap();
+    check_fails(&output, 2, "topology_out_of_range");
+    let output = agent(&format!("{flags} --expert-bytes x")).envs([environment]).output().unwrap();
+    check_fails(&output, 2, "usage");
     let directory = unit.directories[0].path();
     assert_eq!(std::fs::read_dir(directory).unwrap().count(), 0);
     let help = run("--help");

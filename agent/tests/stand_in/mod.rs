@@ -138,6 +138,17 @@ impl Stream {
         }
     }
 
+    /// The gauges of the next report that has some.
+    pub async fn gauges(&mut self) -> Vec<v1::RankGauges> {
+        loop {
+            if let In::Report(report) = self.receive().await
+                && !report.gauges.is_empty()
+            {
+                return report.gauges;
+            }
+        }
+    }
+
     /// Waits for the agent to close the stream.
     pub async fn closed(&mut self) {
         let end = async { while let Ok(Some(_)) = self.inbound.message().await {} };
