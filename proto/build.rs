@@ -4,12 +4,13 @@ use prost::Message as _;
 use std::error::Error;
 use std::path::PathBuf;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "evenkeel/v1/plan.proto",
     "evenkeel/v1/agent.proto",
     "evenkeel/v1/simulated.proto",
     "evenkeel/v1/routing.proto",
     "evenkeel/v1/admin.proto",
+    "evenkeel/v1/store.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -25,7 +25,7 @@ const COUNTERS: [(&str, &str); 7] = [
         "evenkeel_agent_dropped_segments_total",
         "Load segments dropped because they could not be sent in time.",
     ),
-    ("evenkeel_agent_report_total", "Reports sent to the balancer."),
+    ("evenkeel_agent_reports_total", "Reports sent to the balancer."),
 ];
 
 /// Gauges with their help texts.
@@ -99,7 +99,7 @@ impl Default for AgentMetrics {
             spare_slots: gauge("evenkeel_agent_spare_slots"),
             staged_slots: gauge("evenkeel_agent_staged_slots"),
             dropped_segments: counter("evenkeel_agent_dropped_segments_total"),
-            reports: counter("evenkeel_agent_report_total"),
+            reports: counter("evenkeel_agent_reports_total"),
             recorder,
         };
         metrics.applied_epoch.set(-1.0);

@@ -1,1 +1,19 @@
-//! x
+//! The balancer and its command line. The pure decisions live in `evenkeel-core`; this crate is the shell
+//! around them: streams, store, clocks, metrics.
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod config;
+pub mod control_loop;
+pub mod demo;
+pub mod grpc;
+pub mod http;
+pub mod metrics;
+pub mod page;
+pub mod push;
+pub mod routing;
+pub mod serve;
+pub mod status;
+pub mod store;
+pub mod telemetry;
+pub mod unit;

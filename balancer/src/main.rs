@@ -1,1 +1,8 @@
-fn main() {}
+//! The `evenkeel` program.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    evenkeel::cli::main()
+}

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod convert;
+mod routing;
 
 pub use convert::ConvertError;
 

@@ -1,1 +1,8 @@
-//! Placeholder replaced in the next commit.
+//! End-to-end harness: real balancer and agent processes of one small unit, on loopback, in a temporary
+//! directory. Nothing sleeps to wait: everything waited for is polled until a deadline.
+#![forbid(unsafe_code)]
+
+pub mod process;
+pub mod rig;
+
+pub use rig::{Rig, Shape};

@@ -6,12 +6,16 @@
 //! The same code runs in production, in the simulator and in the tests.
 #![forbid(unsafe_code)]
 
+pub mod decode;
+pub mod experts;
 pub mod ids;
 pub mod invariants;
 pub mod plan;
 pub mod policy;
+pub mod prefill;
 pub mod protocol;
 pub mod report;
+pub mod routing;
 pub mod snapshot;
 pub mod topology;
 pub mod units;

@@ -81,13 +81,15 @@ pub struct PlanDiff {
 
 impl Plan {
     /// What stock engines load: slot `i` of the block numbering (spares not counted) holds expert
-    /// `i mod experts`, replicas share evenly. vLLM and SGLang call it the trivial placement.
+    /// `i mod experts`, replicas share evenly. vLLM and SGLang call it the trivial placement. A rank with more
+    /// slots than the model has experts leaves the rest empty.
     pub fn boot(unit: UnitId, shape: &UnitShape) -> Plan {
         let (per_rank, slots) = (shape.physical_per_rank(), usize::from(shape.slots_per_rank));
+        let usable = slots.min(shape.experts.into());
         let expert_of = |physical: usize| {
             let (rank, local) = (physical / per_rank, physical % per_rank);
             let ordinal = (rank * slots + local) % usize::from(shape.experts);
-            (local < slots).then(|| ExpertId(u16::try_from(ordinal).expect("experts fit 16 bits")))
+            (local < usable).then(|| ExpertId(u16::try_from(ordinal).expect("experts fit 16 bits")))
         };
         let physical_to_logical: Vec<_> = (0..shape.physical_per_layer()).map(expert_of).collect();
         let layer = LayerPlan::even(physical_to_logical, shape.experts.into());

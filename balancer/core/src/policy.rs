@@ -1,27 +1,73 @@
 //! The operator's wishes, as plain values. Each default carries its reason.
 
-/// How eagerly expert placement is changed.
+/// How eagerly expert placement is changed. Ratios are relative: 0.01 is one percent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExpertPolicy {
     /// How far (as a ratio above the optimum) a split may stay from the best one in order to be nearer to
     /// the even split. An optimum from a vertex of the polytope fits its own window and fails in the next.
     pub split_tolerance: f64,
+    /// Relative standard deviation of an expert's load from one window to the next, beyond counting noise. The
+    /// larger it is, the more a split leans to the even one, within `split_tolerance`.
+    pub load_drift: f64,
     /// Predicted relative gain in imbalance below which a weights-only plan is not worth a table flip.
     pub weights_gain_min: f64,
-    /// Predicted relative gain in imbalance, over what new weights alone reach, below which no weights are
-    /// moved: moves cost bandwidth that inference also wants.
+    /// Predicted relative gain in imbalance of a layer, over what new weights alone reach, below which none of
+    /// its experts is moved: moves cost bandwidth that inference also wants.
     pub moves_gain_min: f64,
     /// A layer below this imbalance, after reweighting, is left as it is.
     pub imbalance_target: f64,
+    /// How long a placement is expected to serve before loads call for another, in milliseconds. A layer is
+    /// moved only when what it gains in this time exceeds what its transfers cost.
+    pub placement_life_ms: u64,
+    /// Bytes per millisecond that one rank may receive while it serves.
+    pub transfer_bytes_per_ms: u64,
+    /// Part of a rank's speed that is lost while it receives expert weights.
+    pub transfer_slowdown: f64,
 }
 
 impl Default for ExpertPolicy {
     fn default() -> Self {
         Self {
-            split_tolerance: 0.002,
+            // A window's counts are not better known than this.
+            split_tolerance: 0.001,
+            // Recorded routing of one domain drifts by 10 to 30 % per expert between windows of minutes.
+            load_drift: 0.2,
             weights_gain_min: 0.002,
             moves_gain_min: 0.01,
             imbalance_target: 1.002,
+            // Traffic of one service keeps its mix for minutes, not hours.
+            placement_life_ms: 300_000,
+            // 10 GB/s: a fifth of a 400 Gbit/s port.
+            transfer_bytes_per_ms: 10_000_000,
+            // Copies take memory bandwidth and a few SMs.
+            transfer_slowdown: 0.05,
+        }
+    }
+}
+
+/// How requests are held, batched and bounded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RoutingPolicy {
+    /// Longest time a prompt is held for company before its cohort goes out without a tick. Late binding
+    /// pays as long as the ranks are busy anyhow; two seconds is the fixed part of the TTFT objective.
+    pub cohort_wait_max_ms: u64,
+    /// New tokens that a prefill rank runs in one round. `Some` lets the balancer cut prompts into chunks
+    /// so that every rank gets equal tokens *and* equal attention; the engine must then run exactly the
+    /// tokens it was given. `None` dispatches whole prompts and leaves the cutting to the engine.
+    pub round_tokens: Option<u64>,
+    /// Prompts that may be held at once. Above it a gateway sends faster than any unit drains.
+    pub held_max: usize,
+    /// Requests, held and running, of the unit. At most [`crate::routing::LIVE_MAX`].
+    pub live_max: usize,
+}
+
+impl Default for RoutingPolicy {
+    fn default() -> Self {
+        Self {
+            cohort_wait_max_ms: 2000,
+            round_tokens: None,
+            held_max: 65_536,
+            live_max: crate::routing::LIVE_MAX,
         }
     }
 }

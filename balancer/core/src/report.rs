@@ -25,13 +25,58 @@ impl Binding {
     }
 }
 
+/// What a solve decided, and why.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Decision {
+    /// The running plan stays.
+    Keep(KeepReason),
+    /// New shares on the same placement.
+    Reweight {
+        /// Predicted relative gain in imbalance, mean over layers.
+        gain: f64,
+    },
+    /// Weights move.
+    Move {
+        /// Plans still needed after this one until the target is reached.
+        plans_left: u32,
+    },
+}
+
+/// Why the running plan stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KeepReason {
+    /// Some rank's counts are missing: its experts would look cold.
+    IncompleteSnapshot,
+    /// Nothing was routed in the window.
+    NoLoad,
+    /// Neither shares nor moves gain enough.
+    GainTooSmall,
+}
+
+impl Decision {
+    /// The decision's name, as in metrics and tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Decision::Keep(KeepReason::IncompleteSnapshot) => "keep_incomplete_snapshot",
+            Decision::Keep(KeepReason::NoLoad) => "keep_no_load",
+            Decision::Keep(KeepReason::GainTooSmall) => "keep_gain_too_small",
+            Decision::Reweight { .. } => "weights",
+            Decision::Move { .. } => "moves",
+        }
+    }
+}
+
 /// One layer of a report. Imbalances are max over mean of the predicted rank loads in the solved window.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerReport {
     /// Imbalance of the running plan.
     pub before: f64,
-    /// Imbalance of the new plan.
+    /// Imbalance of the new plan; of the running one when it stays.
     pub after: f64,
+    /// What the best split of the running placement reaches: more than that needs moves.
+    pub weights_alone: f64,
+    /// What the placement reaches that the layer is on its way to; `weights_alone` when it is on none.
+    pub aim: f64,
     /// No placement of these experts in these slots can be better than this.
     pub bound: f64,
     /// What keeps `after` above `bound`.

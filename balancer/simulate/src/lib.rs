@@ -1,1 +1,13 @@
-//! Placeholder replaced in the next commit.
+//! The cluster simulator: real traces, modelled engines, and what users would pick instead as baselines.
+//! Everything that comes out of it is modelled and says so; the policies see what a gateway would see.
+#![forbid(unsafe_code)]
+
+pub mod baselines;
+pub mod cost;
+pub mod decode_engine;
+pub mod expert_loads;
+pub mod policy;
+pub mod prefill_engine;
+pub mod prefix_cache;
+pub mod replicate;
+pub mod trace;

@@ -37,7 +37,7 @@ pub(super) fn remove(path: &Path) -> Result<(), WorkerError> {
 }
 
 /// The plan in service; `None` without a file, an error when there is one that cannot be used.
-pub(super) fn read(path: &Path) -> Result<Option<Plan>, String> {
+pub fn read(path: &Path) -> Result<Option<Plan>, String> {
     match fs::read(path) {
         Ok(bytes) => decode(&bytes, &boot_id()).map(Some),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

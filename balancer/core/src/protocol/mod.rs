@@ -1,4 +1,6 @@
-//! The protocol between balancer and agents as state machines without I/O and without a clock: both ends
-//! feed them events and carry out the actions they answer with.
+//! The control protocol as state machines: `(state, event, now) -> actions`, without I/O and without a
+//! clock. The shells around them only deliver events and carry out actions, in order.
 
 pub mod agent;
+pub mod membership;
+pub mod unit;

@@ -1,0 +1,44 @@
+# Two commands are all a stranger needs: `make demo` and `make test`. Each does its own set-up.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+.PHONY: help demo test test-rust test-page test-chart test-foreign lint build-demo bench-experts bench-requests
+
+help: ## Show this help
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -ts '	'
+
+build-demo:
+	cargo build --release --locked -p evenkeel -p evenkeel-agent --bins
+
+demo: build-demo ## Replay a real trace through balancer, agents and simulated workers; ends with a table
+	target/release/evenkeel demo $(DEMO_ARGS)
+
+test: test-rust test-foreign test-chart test-page ## Run every test
+
+test-rust: ## Unit, property, golden and end-to-end tests
+	tests/setup/nextest
+	cargo build --locked --workspace --bins
+	cargo nextest run --locked --workspace --no-fail-fast
+	cargo test --locked --workspace --doc --quiet
+
+test-foreign: ## Call the admin service with a foreign client, through reflection
+	cargo build --locked --workspace --bins
+	tests/foreign/run
+
+test-chart: ## Render and validate the Helm chart, compare the dashboard with the metrics
+	tests/chart/run
+
+test-page: ## Drive the page in a real browser
+	tests/page/run
+
+lint: ## Formatting and lints, warnings denied
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+bench-experts: ## Expert placement: every planner on the same loads in one run
+	cargo run --release --locked -p evenkeel-simulate --example expert_windows
+
+bench-requests: ## Request routing: every policy on the same arrivals in one run
+	cargo run --release --locked -p evenkeel-simulate --example requests

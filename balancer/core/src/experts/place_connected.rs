@@ -1,0 +1,256 @@
+//! A fresh placement for ranks with several slots: one replica graph that connects as many ranks as the
+//! redundant slots allow, whose even split is already balanced.
+//!
+//! Connectivity is what lets later splits balance other loads without moving a weight; the balanced even
+//! split is what makes a plan hold when nobody re-splits it.
+
+use super::problem::{LayerProblem, Placement};
+use std::cmp::Ordering;
+
+/// Swaps stop when the largest rank load is within this part of the mean: below what a window's counts mean.
+const SWAP_TARGET: f64 = 3e-4;
+/// Lowest ranks tried against the highest one in a swap.
+const SWAP_PARTNERS: usize = 10;
+/// Swaps tried per rank before giving up; a usual layer needs less than one.
+const SWAPS_PER_RANK_MAX: usize = 8;
+
+/// Places `counts[e]` replicas of every expert. Any valid shape has a result.
+pub(super) fn place_connected(problem: &LayerProblem, counts: &[u16]) -> Placement {
+    let mut state = State::new(problem, counts);
+    let by_replica = |&a: &u16, &b: &u16| {
+        state.part[usize::from(b)].total_cmp(&state.part[usize::from(a)]).then(a.cmp(&b))
+    };
+    let experts = u16::try_from(problem.experts()).expect("experts fit 16 bits");
+    let (mut replicated, mut single): (Vec<u16>, Vec<u16>) =
+        (0..experts).partition(|&e| counts[usize::from(e)] > 1);
+    replicated.sort_by(by_replica);
+    single.sort_by(by_replica);
+    for expert in replicated {
+        for _ in 0..counts[usize::from(expert)] {
+            state.place_replica(expert);
+        }
+    }
+    for expert in single {
+        state.place_single(expert);
+    }
+    state.swap_singles();
+    state.placement.sort();
+    debug_assert!(state.placement.of_rank.iter().all(|held| held.len() <= problem.slots));
+    state.placement
+}
+
+struct State<'a> {
+    problem: &'a LayerProblem,
+    counts: &'a [u16],
+    /// `[experts]`: load of one replica under the even split.
+    part: Vec<f64>,
+    placement: Placement,
+    /// `[ranks]`: load under the even split.
+    rank_load: Vec<f64>,
+    /// `[ranks]`: replicas of replicated experts.
+    replicas: Vec<u16>,
+    /// `[ranks]`: name of the rank's component: its lowest rank.
+    component: Vec<u16>,
+    /// `[ranks]`: ranks of the component, valid at its name.
+    size: Vec<u16>,
+}
+
+impl<'a> State<'a> {
+    fn new(problem: &'a LayerProblem, counts: &'a [u16]) -> Self {
+        let ranks = u16::try_from(problem.ranks).expect("ranks fit 16 bits");
+        State {
+            problem,
+            counts,
+            part: problem.loads.iter().zip(counts).map(|(w, &c)| w / f64::from(c)).collect(),
+            placement: Placement::empty(problem.ranks),
+            rank_load: vec![0.0; problem.ranks],
+            replicas: vec![0; problem.ranks],
+            component: (0..ranks).collect(),
+            size: vec![1; problem.ranks],
+        }
+    }
+
+    fn has_room(&self, rank: usize) -> bool {
+        self.placement.of_rank[rank].len() < self.problem.slots
+    }
+
+    /// A rank of a component that the expert is not in yet; of those the one with the fewest replicas, the
+    /// smallest component, the least load.
+    fn place_replica(&mut self, expert: u16) {
+        let mut reached: Vec<u16> = Vec::new();
+        for rank in 0..self.problem.ranks {
+            if self.placement.holds(rank, expert) {
+                reached.push(self.component[rank]);
+            }
+        }
+        let key = |rank: usize| {
+            let component = self.component[rank];
+            (reached.contains(&component), self.replicas[rank], self.size[usize::from(component)])
+        };
+        let best = (0..self.problem.ranks)
+            .filter(|&rank| self.has_room(rank) && !self.placement.holds(rank, expert))
+            .min_by(|&a, &b| key(a).cmp(&key(b)).then(self.rank_load[a].total_cmp(&self.rank_load[b])));
+        let rank = best.unwrap_or_else(|| self.make_room(expert));
+        self.put(rank, expert);
+        self.replicas[rank] += 1;
+        if let Some(&other) = reached.first() {
+            self.join(other, self.component[rank]);
+        }
+    }
+
+    /// Every rank with a free slot holds the expert already: moves another expert there from a full rank. A
+    /// full rank without the expert has at least two experts that the other, with a free slot, has not.
+    fn make_room(&mut self, expert: u16) -> usize {
+        let to = (0..self.problem.ranks).find(|&rank| self.has_room(rank)).expect("slots hold all replicas");
+        let from = (0..self.problem.ranks)
+            .find(|&rank| !self.placement.holds(rank, expert))
+            .expect("no expert has more replicas than ranks");
+        let held = &self.placement.of_rank[from];
+        let mover = *held
+            .iter()
+            .find(|&&other| !self.placement.holds(to, other))
+            .expect("a full rank has more experts than one with a free slot");
+        self.placement.of_rank[from].retain(|&other| other != mover);
+        self.rank_load[from] -= self.part[usize::from(mover)];
+        self.put(to, mover);
+        if self.counts[usize::from(mover)] > 1 {
+            self.replicas[from] -= 1;
+            self.replicas[to] += 1;
+            // The components are now an approximation: they steer, nothing relies on them.
+            self.join(self.component[from], self.component[to]);
+        }
+        from
+    }
+
+    fn put(&mut self, rank: usize, expert: u16) {
+        self.placement.of_rank[rank].push(expert);
+        self.rank_load[rank] += self.part[usize::from(expert)];
+    }
+
+    fn join(&mut self, a: u16, b: u16) {
+        if a == b {
+            return;
+        }
+        let (keep, drop) = (a.min(b), a.max(b));
+        self.size[usize::from(keep)] += self.size[usize::from(drop)];
+        self.component.iter_mut().filter(|name| **name == drop).for_each(|name| *name = keep);
+    }
+
+    /// Longest processing time first: the least loaded rank with a free slot.
+    fn place_single(&mut self, expert: u16) {
+        let rank = (0..self.problem.ranks)
+            .filter(|&rank| self.has_room(rank))
+            .min_by(|&a, &b| self.rank_load[a].total_cmp(&self.rank_load[b]))
+            .expect("slots hold all experts");
+        self.put(rank, expert);
+    }
+
+    /// Swaps a single expert of the most loaded rank with a lighter one of a low rank while that lowers the
+    /// higher of the two. Replicated experts stay: they are the connections.
+    fn swap_singles(&mut self) {
+        let target = self.problem.mean() * (1.0 + SWAP_TARGET);
+        let mut order: Vec<usize> = (0..self.problem.ranks).collect();
+        for _ in 0..SWAPS_PER_RANK_MAX * self.problem.ranks {
+            order.sort_by(|&a, &b| self.rank_load[a].total_cmp(&self.rank_load[b]));
+            let worst = order[order.len() - 1];
+            if self.rank_load[worst] <= target {
+                return;
+            }
+            let Some((partner, out, back)) = self.best_swap(worst, &order) else { return };
+            self.exchange(worst, partner, out, back);
+        }
+    }
+
+    /// The swap with the lowest resulting higher load: (other rank, position here, position there).
+    fn best_swap(&self, worst: usize, order: &[usize]) -> Option<(usize, usize, usize)> {
+        let mut best = None;
+        let mut best_level = self.rank_load[worst] * (1.0 - 1e-9);
+        for &partner in order.iter().take(SWAP_PARTNERS).filter(|&&partner| partner != worst) {
+            for (out, leaving) in self.singles(worst) {
+                for (back, coming) in self.singles(partner) {
+                    let by = leaving - coming;
+                    let level = (self.rank_load[worst] - by).max(self.rank_load[partner] + by);
+                    if level.total_cmp(&best_level) == Ordering::Less {
+                        best_level = level;
+                        best = Some((partner, out, back));
+                    }
+                }
+            }
+        }
+        best
+    }
+
+    fn singles(&self, rank: usize) -> impl Iterator<Item = (usize, f64)> + '_ {
+        let held = &self.placement.of_rank[rank];
+        held.iter()
+            .enumerate()
+            .filter(|(_, expert)| self.counts[usize::from(**expert)] == 1)
+            .map(|(at, expert)| (at, self.part[usize::from(*expert)]))
+    }
+
+    fn exchange(&mut self, a: usize, b: usize, at_a: usize, at_b: usize) {
+        let (from_a, from_b) = (self.placement.of_rank[a][at_a], self.placement.of_rank[b][at_b]);
+        self.placement.of_rank[a][at_a] = from_b;
+        self.placement.of_rank[b][at_b] = from_a;
+        let by = self.part[usize::from(from_a)] - self.part[usize::from(from_b)];
+        self.rank_load[a] -= by;
+        self.rank_load[b] += by;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::problem::Replicas;
+    use super::super::replicas::{Worth, replica_counts};
+    use super::super::split::exact_split;
+    use super::*;
+
+    /// Components of ranks that share an expert.
+    fn components(placement: &Placement, experts: usize) -> usize {
+        let replicas = Replicas::of(placement, experts);
+        let mut name: Vec<u16> = (0..).take(placement.of_rank.len()).collect();
+        for expert in 0..experts {
+            let ranks = &replicas.rank[replicas.range(expert)];
+            for &rank in &ranks[1..] {
+                let (keep, drop) = (name[usize::from(ranks[0])], name[usize::from(rank)]);
+                name.iter_mut().filter(|n| **n == drop).for_each(|n| *n = keep);
+            }
+        }
+        name.sort_unstable();
+        name.dedup();
+        name.len()
+    }
+
+    #[track_caller]
+    fn check(ranks: usize, slots: usize, loads: Vec<f64>, expected_components: usize, level: f64) {
+        let problem = LayerProblem { ranks, slots, loads };
+        let counts = replica_counts(&problem, Worth::Variance);
+        let placement = place_connected(&problem, &counts);
+        assert_eq!(components(&placement, problem.experts()), expected_components);
+        let split = exact_split(&problem, &Replicas::of(&placement, problem.experts()));
+        assert!(split.level <= level * problem.mean(), "{} > {level}", split.level / problem.mean());
+    }
+
+    fn ramp(experts: u16) -> Vec<f64> {
+        (0..experts).map(|e| f64::from(e % 17) * 3.0 + f64::from(e % 5) + 1.0).collect()
+    }
+
+    #[test]
+    fn one_redundant_slot_per_rank_connects_all_ranks() {
+        check(32, 9, ramp(256), 1, 1.0000001);
+        check(8, 9, ramp(64), 1, 1.0000001);
+        check(64, 5, ramp(256), 1, 1.001);
+    }
+
+    #[test]
+    fn no_redundant_slot_connects_nothing() {
+        check(32, 8, ramp(256), 32, 1.05);
+    }
+
+    #[test]
+    fn all_load_on_one_expert_puts_it_everywhere() {
+        let mut loads = vec![0.0; 16];
+        loads[5] = 7.0;
+        check(4, 5, loads, 1, 1.0);
+    }
+}

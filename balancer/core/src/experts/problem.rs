@@ -1,0 +1,249 @@
+//! One layer in dense ordinals: what the phases see. Nothing here knows plans, epochs or nodes.
+
+use crate::ids::ExpertId;
+use crate::plan::{LayerPlan, SHARE_ONE};
+use crate::topology::UnitShape;
+
+/// One layer's experts and the slots they may fill. Experts and ranks are dense ordinals from zero.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct LayerProblem {
+    /// GPUs, all alike.
+    pub(super) ranks: usize,
+    /// Slots of a rank that may be filled; `ranks * slots >= loads.len()`.
+    pub(super) slots: usize,
+    /// `[experts]`: tokens routed to each expert in the window; finite and not negative.
+    pub(super) loads: Vec<f64>,
+}
+
+impl LayerProblem {
+    /// Takes the measured counts of a layer of a validated unit.
+    pub(super) fn new(shape: &UnitShape, loads: &[u64]) -> Self {
+        let (ranks, slots) = (usize::from(shape.ranks), usize::from(shape.slots_per_rank));
+        assert!(ranks * slots >= loads.len(), "a validated shape has a slot for every expert");
+        // LOAD_MAX keeps every count below 2^53, where the conversion is exact.
+        Self { ranks, slots, loads: loads.iter().map(|&count| count as f64).collect() }
+    }
+
+    /// Experts of the layer.
+    pub(super) fn experts(&self) -> usize {
+        self.loads.len()
+    }
+
+    /// Load of the whole layer.
+    pub(super) fn total(&self) -> f64 {
+        self.loads.iter().sum()
+    }
+
+    /// The load every rank carries when the layer is perfectly balanced.
+    pub(super) fn mean(&self) -> f64 {
+        self.total() / self.ranks as f64
+    }
+
+    /// A level as max over mean; 1 when there is no load.
+    pub(super) fn imbalance_of(&self, level: f64) -> f64 {
+        let mean = self.mean();
+        if mean > 0.0 { (level / mean).max(1.0) } else { 1.0 }
+    }
+}
+
+/// Which experts every rank holds, without order inside a rank.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Placement {
+    /// `[ranks][<= slots]`: distinct experts, ascending.
+    pub(super) of_rank: Vec<Vec<u16>>,
+}
+
+impl Placement {
+    /// No expert anywhere.
+    pub(super) fn empty(ranks: usize) -> Self {
+        Self { of_rank: vec![Vec::new(); ranks] }
+    }
+
+    /// The placement of a plan's layer.
+    pub(super) fn of_plan(shape: &UnitShape, layer: &LayerPlan) -> Self {
+        let of_rank = layer
+            .physical_to_logical
+            .chunks(shape.physical_per_rank())
+            .map(|slots| slots.iter().flatten().map(|expert| expert.0).collect())
+            .collect();
+        let mut placement = Self { of_rank };
+        placement.sort();
+        placement
+    }
+
+    /// Restores the ascending order inside every rank.
+    pub(super) fn sort(&mut self) {
+        self.of_rank.iter_mut().for_each(|experts| experts.sort_unstable());
+    }
+
+    /// Whether a rank holds an expert.
+    pub(super) fn holds(&self, rank: usize, expert: u16) -> bool {
+        self.of_rank[rank].contains(&expert)
+    }
+
+    /// Slots of `other` that are not in this placement: what has to be moved to get there.
+    pub(super) fn moves_to(&self, other: &Placement) -> usize {
+        let arrivals =
+            |(have, want): (&Vec<u16>, &Vec<u16>)| want.iter().filter(|e| !have.contains(e)).count();
+        self.of_rank.iter().zip(&other.of_rank).map(arrivals).sum()
+    }
+}
+
+/// The same placement seen from the experts: the replicas of expert `e` are the entries
+/// `start[e]..start[e + 1]` of `rank`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Replicas {
+    /// `[experts + 1]`.
+    pub(super) start: Vec<usize>,
+    /// `[replicas]`: the rank of each replica; ascending per expert.
+    pub(super) rank: Vec<u16>,
+}
+
+impl Replicas {
+    /// Turns a placement round.
+    pub(super) fn of(placement: &Placement, experts: usize) -> Self {
+        let mut start = vec![0usize; experts + 1];
+        for &expert in placement.of_rank.iter().flatten() {
+            start[usize::from(expert) + 1] += 1;
+        }
+        for expert in 0..experts {
+            assert!(start[expert + 1] > 0, "expert {expert} is in no slot");
+            start[expert + 1] += start[expert];
+        }
+        let mut next = start.clone();
+        let mut rank = vec![0; start[experts]];
+        for (ordinal, held) in (0u16..).zip(&placement.of_rank) {
+            for &expert in held {
+                rank[next[usize::from(expert)]] = ordinal;
+                next[usize::from(expert)] += 1;
+            }
+        }
+        Self { start, rank }
+    }
+
+    /// The entries of one expert.
+    pub(super) fn range(&self, expert: usize) -> std::ops::Range<usize> {
+        self.start[expert]..self.start[expert + 1]
+    }
+
+    /// How often an expert is placed.
+    pub(super) fn count(&self, expert: usize) -> usize {
+        self.start[expert + 1] - self.start[expert]
+    }
+
+    /// Experts placed.
+    pub(super) fn experts(&self) -> usize {
+        self.start.len() - 1
+    }
+
+    /// `[ranks]`: the load of each rank when replica `i` carries `load[i]`.
+    pub(super) fn rank_loads(&self, ranks: usize, load: &[f64]) -> Vec<f64> {
+        let mut sums = vec![0.0; ranks];
+        for (&rank, &load) in self.rank.iter().zip(load) {
+            sums[usize::from(rank)] += load;
+        }
+        sums
+    }
+
+    /// `[replicas]`: every replica carries the same part of its expert's load.
+    pub(super) fn even_split(&self, loads: &[f64]) -> Vec<f64> {
+        let mut split = vec![0.0; self.rank.len()];
+        for (expert, &load) in loads.iter().enumerate() {
+            split[self.range(expert)].fill(load / self.count(expert) as f64);
+        }
+        split
+    }
+}
+
+/// No placement at all in these slots, with any split, is better than this level: the mean over ranks, and
+/// the largest replica when all spare slots go to the largest experts (a replica fits one rank whole, and
+/// an expert has at most one replica on a rank). Both are necessary; they need not be sufficient.
+pub(super) fn lower_bound(problem: &LayerProblem, counts: &[u16]) -> f64 {
+    let largest = problem.loads.iter().zip(counts).map(|(w, &c)| w / f64::from(c)).fold(0.0, f64::max);
+    largest.max(problem.mean())
+}
+
+/// Writes a placement and its split into the physical slots of a layer. Experts that the rank already holds
+/// stay in their slots; arriving ones take the lowest empty slots, so nothing that is served is overwritten.
+pub(super) fn to_layer_plan(
+    shape: &UnitShape,
+    running: &LayerPlan,
+    placement: &Placement,
+    replicas: &Replicas,
+    split: &[f64],
+) -> LayerPlan {
+    let per_rank = shape.physical_per_rank();
+    let mut slots = vec![None; shape.physical_per_layer()];
+    let mut slot_of_replica = vec![0usize; replicas.rank.len()];
+    let mut next = replicas.start.clone();
+    for (rank, wanted) in placement.of_rank.iter().enumerate() {
+        let block = rank * per_rank..(rank + 1) * per_rank;
+        let old = &running.physical_to_logical[block.clone()];
+        let mut empty = block.clone().filter(|&slot| running.physical_to_logical[slot].is_none());
+        for &expert in wanted {
+            let stays = old.iter().position(|held| *held == Some(ExpertId(expert)));
+            let slot = match stays {
+                Some(local) => block.start + local,
+                None => {
+                    empty.next().expect("the schedule adds no more experts than the rank has empty slots")
+                }
+            };
+            slots[slot] = Some(ExpertId(expert));
+            slot_of_replica[next[usize::from(expert)]] = slot;
+            next[usize::from(expert)] += 1;
+        }
+    }
+    let mut share = vec![0; slots.len()];
+    for expert in 0..replicas.experts() {
+        let range = replicas.range(expert);
+        for (at, part) in range.clone().zip(integer_shares(&split[range])) {
+            share[slot_of_replica[at]] = part;
+        }
+    }
+    LayerPlan { physical_to_logical: slots, share }
+}
+
+/// Shares in units of 1/65536 in proportion to `parts`, summing to exactly [`SHARE_ONE`]: rounded down, and
+/// what is left over goes to the largest remainders (the first of equals). No load at all is shared evenly.
+fn integer_shares(parts: &[f64]) -> Vec<u32> {
+    let sum: f64 = parts.iter().sum();
+    let one = f64::from(SHARE_ONE);
+    let exact: Vec<f64> = match sum > 0.0 {
+        true => parts.iter().map(|part| (part / sum * one).clamp(0.0, one)).collect(),
+        false => vec![one / parts.len() as f64; parts.len()],
+    };
+    let mut shares: Vec<u32> = exact.iter().map(|value| value.floor() as u32).collect();
+    let mut order: Vec<usize> = (0..parts.len()).collect();
+    order.sort_by(|&a, &b| exact[b].fract().total_cmp(&exact[a].fract()).then(a.cmp(&b)));
+    let given: u32 = shares.iter().sum();
+    // Rounding in the division can leave the floors a unit off either way; both directions are made good.
+    for at in 0..SHARE_ONE.saturating_sub(given) as usize {
+        shares[order[at % order.len()]] += 1;
+    }
+    for _ in SHARE_ONE..given {
+        let largest = shares.iter_mut().max().expect("an expert has a replica");
+        *largest -= 1;
+    }
+    shares
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_shares(parts: &[f64], expected: &[u32]) {
+        let shares = integer_shares(parts);
+        assert_eq!(shares, expected);
+        assert_eq!(shares.iter().sum::<u32>(), SHARE_ONE);
+    }
+
+    #[test]
+    fn shares_sum_to_one_exactly() {
+        check_shares(&[3.0, 1.0], &[49152, 16384]);
+        check_shares(&[1.0, 1.0, 1.0], &[21846, 21845, 21845]);
+        check_shares(&[0.0, 0.0], &[32768, 32768]);
+        check_shares(&[5.0], &[65536]);
+        check_shares(&[0.0, 2.0], &[0, 65536]);
+    }
+}

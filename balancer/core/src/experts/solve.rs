@@ -1,0 +1,323 @@
+//! The decision: keep, reweight, or move, and the plan that does it.
+
+use super::place_components::place_components;
+use super::place_connected::place_connected;
+use super::problem::{LayerProblem, Placement, Replicas, lower_bound, to_layer_plan};
+use super::regularise::regularised_split;
+use super::relabel::relabel;
+use super::replicas::{Worth, replica_counts};
+use super::schedule::{next_step, plans_needed};
+use super::split::{ExactSplit, exact_split};
+use crate::ids::{ExpertId, LayerId};
+use crate::invariants;
+use crate::plan::{LayerPlan, Plan};
+use crate::policy::ExpertPolicy;
+use crate::report::{Binding, Decision, KeepReason, LayerReport, SolveReport};
+use crate::snapshot::Snapshot;
+use crate::topology::UnitShape;
+
+/// A placement that a unit is on its way to, plan by plan. The control loop keeps it and hands it back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// `[layers]`; `None`: the layer stays as it is.
+    layers: Vec<Option<Placement>>,
+}
+
+impl Target {
+    /// Slots that still have to receive an expert, over all layers.
+    pub fn moves_left(&self, shape: &UnitShape, running: &Plan) -> usize {
+        let left = |(wanted, layer): (&Option<Placement>, &LayerPlan)| {
+            wanted.as_ref().map_or(0, |wanted| Placement::of_plan(shape, layer).moves_to(wanted))
+        };
+        self.layers.iter().zip(&running.layers).map(left).sum()
+    }
+
+    fn fits(&self, shape: &UnitShape) -> bool {
+        self.layers.len() == usize::from(shape.layers)
+            && self
+                .layers
+                .iter()
+                .flatten()
+                .all(|placement| placement.of_rank.len() == usize::from(shape.ranks))
+    }
+}
+
+/// The outcome of one solve.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Solved {
+    /// The child of the running plan to commit; `None` keeps the running one.
+    pub plan: Option<Plan>,
+    /// What was decided and why.
+    pub decision: Decision,
+    /// The account, layer by layer.
+    pub report: SolveReport,
+    /// The placement the unit is on its way to; `None` when it is on none or has arrived.
+    pub target: Option<Target>,
+}
+
+/// A fresh placement of one layer from its loads alone, and the least imbalance any placement can have.
+pub(super) fn fresh(problem: &LayerProblem) -> Placement {
+    let trees = problem.slots == 2 && problem.experts() >= problem.ranks + 2;
+    if trees {
+        return place_components(problem);
+    }
+    // One slot: every rank carries one replica, and the largest replica is the objective.
+    let worth = if problem.slots == 1 { Worth::LargestReplica } else { Worth::Variance };
+    place_connected(problem, &replica_counts(problem, worth))
+}
+
+/// What the solver would do without a past: for every layer a fresh placement with its regularised split.
+/// For engines that start, for comparisons and for "what if"; a running unit goes through [`solve`].
+pub fn place(snapshot: &Snapshot, policy: &ExpertPolicy) -> Vec<LayerPlan> {
+    let shape = snapshot.topology.shape();
+    let empty = LayerPlan {
+        physical_to_logical: vec![None; shape.physical_per_layer()],
+        share: vec![0; shape.physical_per_layer()],
+    };
+    (0..usize::from(shape.layers))
+        .map(|layer| {
+            let problem = LayerProblem::new(shape, snapshot.loads.layer(layer));
+            Draft::new(&problem, fresh(&problem)).write(&problem, shape, &empty, policy)
+        })
+        .collect()
+}
+
+/// A placement with what its best split reaches.
+#[derive(Debug, Clone)]
+struct Draft {
+    placement: Placement,
+    replicas: Replicas,
+    exact: ExactSplit,
+}
+
+impl Draft {
+    fn new(problem: &LayerProblem, placement: Placement) -> Self {
+        let replicas = Replicas::of(&placement, problem.experts());
+        let exact = exact_split(problem, &replicas);
+        Self { placement, replicas, exact }
+    }
+
+    fn write(
+        &self,
+        problem: &LayerProblem,
+        shape: &UnitShape,
+        running: &LayerPlan,
+        policy: &ExpertPolicy,
+    ) -> LayerPlan {
+        let split = regularised_split(
+            problem,
+            &self.replicas,
+            &self.exact,
+            policy.load_drift,
+            policy.split_tolerance,
+        );
+        to_layer_plan(shape, running, &self.placement, &self.replicas, &split)
+    }
+}
+
+/// One layer on its way through the solve.
+struct Layer<'a> {
+    problem: LayerProblem,
+    counts: &'a [u64],
+    running: &'a LayerPlan,
+    now: Draft,
+    /// Where the layer is going, when it is going anywhere.
+    aim: Option<Draft>,
+}
+
+impl Layer<'_> {
+    fn imbalance(&self, draft: &Draft) -> f64 {
+        self.problem.imbalance_of(draft.exact.level)
+    }
+
+    /// Relative gain of another placement over what the best split of this one reaches.
+    fn gain_of(&self, other: &Draft) -> f64 {
+        let now = self.imbalance(&self.now);
+        (now - self.imbalance(other)) / now
+    }
+}
+
+/// Solves one unit. Total and deterministic; `running` must have passed [`invariants::check`], and the
+/// returned plan does, as its child. Solving again with the same loads, the plan applied and the target handed
+/// back, ends in `plan: None`.
+pub fn solve(snapshot: &Snapshot, running: &Plan, target: Option<&Target>, policy: &ExpertPolicy) -> Solved {
+    let topology = &snapshot.topology;
+    let shape = topology.shape();
+    debug_assert_eq!(invariants::check(running, None, topology), Ok(()));
+    let mut layers: Vec<Layer> =
+        (0..).zip(&running.layers).map(|(at, plan)| enter(snapshot, plan, at)).collect();
+    if !snapshot.is_complete() {
+        return keep(&layers, shape, policy, KeepReason::IncompleteSnapshot, target.cloned());
+    }
+    if snapshot.loads.counts().iter().all(|&count| count == 0) {
+        return keep(&layers, shape, policy, KeepReason::NoLoad, target.cloned());
+    }
+    let target = target.filter(|target| target.fits(shape));
+    for (at, layer) in layers.iter_mut().enumerate() {
+        let wanted = target.and_then(|target| target.layers[at].as_ref());
+        layer.aim = choose_aim(layer, wanted, shape, policy);
+    }
+    if layers.iter().any(|layer| layer.aim.is_some()) {
+        return move_weights(&layers, running, shape, policy);
+    }
+    reweight(&layers, running, shape, policy)
+}
+
+fn enter<'a>(snapshot: &'a Snapshot, running: &'a LayerPlan, at: usize) -> Layer<'a> {
+    let shape = snapshot.topology.shape();
+    let counts = snapshot.loads.layer(at);
+    let problem = LayerProblem::new(shape, counts);
+    let now = Draft::new(&problem, Placement::of_plan(shape, running));
+    Layer { problem, counts, running, now, aim: None }
+}
+
+/// Where a layer should go, if anywhere. A target under way is kept as long as it still gains something, and
+/// is replaced only when a fresh placement would gain at least twice as much: a migration that is remade in
+/// every window never arrives.
+fn choose_aim(
+    layer: &Layer<'_>,
+    wanted: Option<&Placement>,
+    shape: &UnitShape,
+    policy: &ExpertPolicy,
+) -> Option<Draft> {
+    if shape.spare_per_rank == 0 || layer.problem.total() <= 0.0 {
+        return None;
+    }
+    let wanted = wanted.filter(|wanted| **wanted != layer.now.placement);
+    let under_way = wanted.map(|wanted| Draft::new(&layer.problem, wanted.clone()));
+    let gain_under_way = under_way.as_ref().map_or(0.0, |draft| layer.gain_of(draft));
+    let good_enough = |draft: &Draft| layer.imbalance(draft) <= policy.imbalance_target;
+    if under_way.as_ref().is_some_and(|draft| good_enough(draft) && gain_under_way >= 0.0) {
+        return under_way;
+    }
+    if under_way.is_none() && good_enough(&layer.now) {
+        return None;
+    }
+    let fresh = relabel(&fresh(&layer.problem), &layer.now.placement, layer.problem.experts());
+    let fresh = Draft::new(&layer.problem, fresh);
+    if worth_moving(layer, &fresh, shape, policy) && layer.gain_of(&fresh) >= 2.0 * gain_under_way {
+        return Some(fresh);
+    }
+    under_way.filter(|_| gain_under_way > 0.0)
+}
+
+/// Whether what a layer gains over the life of a placement exceeds what its transfers cost: the ranks receive
+/// side by side, so the rank that receives most sets the time, during which the unit is slower.
+fn worth_moving(layer: &Layer<'_>, to: &Draft, shape: &UnitShape, policy: &ExpertPolicy) -> bool {
+    let gain = layer.gain_of(to);
+    if gain < policy.moves_gain_min {
+        return false;
+    }
+    let slots = usize::from(shape.slots_per_rank);
+    let Some(received) = plans_needed(&layer.now.placement, &to.placement, slots, 1) else { return false };
+    let transfer_ms =
+        received as f64 * shape.expert_bytes as f64 / policy.transfer_bytes_per_ms.max(1) as f64;
+    // A layer has one part in `layers` of the unit's time.
+    let gained_ms = gain * policy.placement_life_ms as f64 / f64::from(shape.layers);
+    gained_ms > transfer_ms * policy.transfer_slowdown
+}
+
+fn move_weights(layers: &[Layer<'_>], running: &Plan, shape: &UnitShape, policy: &ExpertPolicy) -> Solved {
+    let (slots, spare) = (usize::from(shape.slots_per_rank), usize::from(shape.spare_per_rank));
+    let mut report = SolveReport::default();
+    let (mut plans, mut wanted) = (Vec::new(), Vec::new());
+    let mut plans_left = 0;
+    for (ordinal, layer) in (0u16..).zip(layers) {
+        let step = layer.aim.as_ref().map(|aim| {
+            Draft::new(&layer.problem, next_step(&layer.problem, &layer.now.placement, &aim.placement, spare))
+        });
+        let draft = step.as_ref().unwrap_or(&layer.now);
+        let plan = written(layer, draft, shape, policy);
+        let rest = layer.aim.as_ref().filter(|aim| aim.placement != draft.placement);
+        if let Some(aim) = rest {
+            let needed = plans_needed(&draft.placement, &aim.placement, slots, spare).unwrap_or(0);
+            plans_left = plans_left.max(u32::try_from(needed).unwrap_or(u32::MAX));
+            report
+                .not_placed
+                .extend(missing(&draft.placement, &aim.placement).map(|e| (LayerId(ordinal), e)));
+        }
+        report.layers.push(account(layer, draft, &plan, rest.is_some(), shape, policy));
+        wanted.push(rest.map(|aim| aim.placement.clone()));
+        plans.push(plan);
+    }
+    let target = wanted.iter().any(Option::is_some).then_some(Target { layers: wanted });
+    let plan = Some(running.child(plans));
+    Solved { plan, decision: Decision::Move { plans_left }, report, target }
+}
+
+fn reweight(layers: &[Layer<'_>], running: &Plan, shape: &UnitShape, policy: &ExpertPolicy) -> Solved {
+    let plans: Vec<LayerPlan> =
+        layers.iter().map(|layer| written(layer, &layer.now, shape, policy)).collect();
+    let report = SolveReport {
+        layers: layers
+            .iter()
+            .zip(&plans)
+            .map(|(layer, plan)| account(layer, &layer.now, plan, false, shape, policy))
+            .collect(),
+        not_placed: Vec::new(),
+    };
+    let gain = (report.before_mean() - report.after_mean()) / report.before_mean();
+    if gain < policy.weights_gain_min {
+        return keep(layers, shape, policy, KeepReason::GainTooSmall, None);
+    }
+    let plan = Some(running.child(plans));
+    Solved { plan, decision: Decision::Reweight { gain }, report, target: None }
+}
+
+fn keep(
+    layers: &[Layer<'_>],
+    shape: &UnitShape,
+    policy: &ExpertPolicy,
+    reason: KeepReason,
+    target: Option<Target>,
+) -> Solved {
+    let account =
+        |layer: &Layer<'_>| account(layer, &layer.now, layer.running, target.is_some(), shape, policy);
+    let report = SolveReport { layers: layers.iter().map(account).collect(), not_placed: Vec::new() };
+    Solved { plan: None, decision: Decision::Keep(reason), report, target }
+}
+
+/// The layer of the new plan. Without load nothing is known, so such a layer keeps its shares.
+fn written(layer: &Layer<'_>, draft: &Draft, shape: &UnitShape, policy: &ExpertPolicy) -> LayerPlan {
+    if layer.problem.total() <= 0.0 && draft.placement == layer.now.placement {
+        return layer.running.clone();
+    }
+    draft.write(&layer.problem, shape, layer.running, policy)
+}
+
+fn account(
+    layer: &Layer<'_>,
+    draft: &Draft,
+    plan: &LayerPlan,
+    on_the_way: bool,
+    shape: &UnitShape,
+    policy: &ExpertPolicy,
+) -> LayerReport {
+    let counts = replica_counts(&layer.problem, Worth::LargestReplica);
+    let bound = layer.problem.imbalance_of(lower_bound(&layer.problem, &counts));
+    let after = plan.imbalance(shape, layer.counts);
+    let binding = if after <= policy.imbalance_target {
+        Binding::Balanced
+    } else if on_the_way {
+        Binding::SpareSlots
+    } else {
+        Binding::CriticalRanks(draft.exact.critical.clone())
+    };
+    LayerReport {
+        before: layer.running.imbalance(shape, layer.counts),
+        after,
+        weights_alone: layer.imbalance(&layer.now),
+        aim: layer.imbalance(layer.aim.as_ref().unwrap_or(&layer.now)),
+        bound,
+        binding,
+        moves: u32::try_from(layer.now.placement.moves_to(&draft.placement)).expect("moves fit 32 bits"),
+    }
+}
+
+/// Replicas of `to` that `from` does not have.
+fn missing<'a>(from: &'a Placement, to: &'a Placement) -> impl Iterator<Item = ExpertId> + 'a {
+    from.of_rank
+        .iter()
+        .zip(&to.of_rank)
+        .flat_map(|(have, want)| want.iter().filter(|e| !have.contains(e)).map(|&e| ExpertId(e)))
+}

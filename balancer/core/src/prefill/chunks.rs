@@ -1,0 +1,256 @@
+//! Plans one round of chunked prefill: how many tokens of which prompt each rank runs next.
+
+use super::work::{Imbalance, Work};
+
+/// A prompt as far as it is known to have run or to be given to its rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prompt {
+    /// Tokens visible to the next new one: the cached prefix and what has run.
+    pub context: u64,
+    /// New tokens left, at least 1.
+    pub remaining: u64,
+}
+
+/// What a rank has before the round is planned.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RankBacklog {
+    /// Prompts that began on this rank and stay there, oldest first.
+    pub pinned: Vec<Prompt>,
+    /// Work given to the rank that it has not finished.
+    pub outstanding: Work,
+}
+
+/// A part of a prompt that runs in this round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chunk {
+    /// Index of the rank.
+    pub rank: usize,
+    /// Index into the rank's pinned prompts, or into the held ones.
+    pub prompt: Source,
+    /// 0 or 1: the half of the rank's dual batch.
+    pub microbatch: u8,
+    /// New tokens, at least 1.
+    pub tokens: u64,
+}
+
+/// Where a chunk's prompt comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// Index into [`RankBacklog::pinned`].
+    Pinned(usize),
+    /// Index into the held prompts.
+    Held(usize),
+}
+
+/// A planned round.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Round {
+    /// Rank by rank.
+    pub chunks: Vec<Chunk>,
+    /// Of the ranks' tokens, outstanding work included.
+    pub tokens: Imbalance,
+    /// Of the ranks' attention, outstanding work included.
+    pub attention: Imbalance,
+}
+
+/// Part of the ranks (the lowest by what they could reach) that may stay below the attention target. A
+/// lower part keeps more long prompts in flight, which evens attention out and makes them wait.
+const BELOW_TARGET: f64 = 0.25;
+
+/// One rank's candidates while the round is planned.
+struct Candidates {
+    members: Vec<(Source, Prompt)>,
+    /// New tokens that the rank shall run.
+    tokens: u64,
+    /// Attention that the rank has already.
+    carried: u64,
+}
+
+/// Plans a round of at most `round_tokens` new tokens a rank. Held prompts are taken in their order.
+pub fn plan_round(ranks: &[RankBacklog], held: &[Prompt], round_tokens: u64) -> Round {
+    let mut candidates = gather(ranks, held, round_tokens);
+    let target = attention_target(&candidates);
+    supply(&mut candidates, held, target);
+    let mut chunks = Vec::new();
+    for (rank, candidate) in candidates.iter().enumerate() {
+        chunks.extend(candidate.chunks(rank, target));
+    }
+    measure(ranks, held, chunks)
+}
+
+fn gather(ranks: &[RankBacklog], held: &[Prompt], round_tokens: u64) -> Vec<Candidates> {
+    let pinned = ranks.iter().flat_map(|r| &r.pinned);
+    let left: u64 = pinned.chain(held).map(|p| p.remaining).sum::<u64>()
+        + ranks.iter().map(|r| r.outstanding.tokens).sum::<u64>();
+    let tokens = round_tokens.min(left.div_ceil(ranks.len().max(1) as u64));
+    let candidate = |rank: &RankBacklog| Candidates {
+        members: rank.pinned.iter().enumerate().map(|(i, &p)| (Source::Pinned(i), p)).collect(),
+        tokens: tokens.saturating_sub(rank.outstanding.tokens),
+        carried: rank.outstanding.attention,
+    };
+    ranks.iter().map(candidate).collect()
+}
+
+/// The attention that all but the lowest ranks can reach with their longest contexts.
+fn attention_target(candidates: &[Candidates]) -> u64 {
+    let mut reach: Vec<u64> = candidates.iter().map(|c| c.attention(&c.fill(Order::LongestFirst))).collect();
+    reach.sort_unstable();
+    let place = (reach.len() as f64 * BELOW_TARGET) as usize;
+    reach.get(place).copied().unwrap_or(0)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    LongestFirst,
+    ShortestFirst,
+}
+
+impl Candidates {
+    /// Tokens per member when the rank fills up in the order of context.
+    fn fill(&self, order: Order) -> Vec<u64> {
+        let mut by_context: Vec<usize> = (0..self.members.len()).collect();
+        by_context.sort_by_key(|&m| (self.members[m].1.context, self.members[m].0));
+        if order == Order::LongestFirst {
+            by_context.reverse();
+        }
+        let mut left = self.tokens;
+        let mut tokens = vec![0; self.members.len()];
+        for member in by_context {
+            tokens[member] = left.min(self.members[member].1.remaining);
+            left -= tokens[member];
+        }
+        tokens
+    }
+
+    /// Attention of the rank with these tokens per member.
+    fn attention(&self, tokens: &[u64]) -> u64 {
+        let parts = self.members.iter().zip(tokens);
+        self.carried + parts.map(|((_, p), &t)| Work::of(p.context, t).attention).sum::<u64>()
+    }
+
+    /// Tokens that the rank cannot run within the target, for want of short contexts or of any.
+    fn lacking(&self, target: u64) -> u64 {
+        let tokens = self.within(target);
+        self.tokens - tokens.iter().sum::<u64>()
+    }
+
+    /// The shortest contexts first, cut off where the target is reached.
+    fn within(&self, target: u64) -> Vec<u64> {
+        let mut tokens = self.fill(Order::ShortestFirst);
+        let mut by_context: Vec<usize> = (0..self.members.len()).collect();
+        by_context.sort_by_key(|&m| (self.members[m].1.context, self.members[m].0));
+        for member in by_context.into_iter().rev() {
+            let over = self.attention(&tokens).saturating_sub(target);
+            if over == 0 {
+                break;
+            }
+            let context = self.members[member].1.context;
+            // The last tokens of a chunk cost at least the context each: dropping this many is enough.
+            let drop = over.div_ceil(context.max(1)).min(tokens[member]);
+            tokens[member] -= drop;
+        }
+        tokens
+    }
+
+    /// Tokens per member so that the rank is full and its attention as near to the target as can be: a mix
+    /// of filling up with the longest and with the shortest contexts.
+    fn split(&self, target: u64) -> Vec<u64> {
+        let (long, short) = (self.fill(Order::LongestFirst), self.fill(Order::ShortestFirst));
+        if self.attention(&long) <= target {
+            return long;
+        }
+        if self.attention(&short) >= target {
+            return short;
+        }
+        // 1/1024 of a round's attention is far below what one token of a long context adds.
+        let (mut low, mut high) = (0u64, 1024u64);
+        while high - low > 1 {
+            let middle = (low + high) / 2;
+            let above = self.attention(&mix(&long, &short, middle)) > target;
+            if above { high = middle } else { low = middle }
+        }
+        mix(&long, &short, low)
+    }
+}
+
+/// `part` / 1024 of one split and the rest of the other; the sum stays what both have.
+fn mix(long: &[u64], short: &[u64], part: u64) -> Vec<u64> {
+    let total: u64 = short.iter().sum();
+    let mut mixed: Vec<u64> =
+        long.iter().zip(short).map(|(&l, &s)| (l * part + s * (1024 - part)) / 1024).collect();
+    let mut lost = total - mixed.iter().sum::<u64>();
+    for (m, (&l, &s)) in mixed.iter_mut().zip(long.iter().zip(short)) {
+        let room = l.max(s) - *m;
+        let back = room.min(lost);
+        *m += back;
+        lost -= back;
+    }
+    mixed
+}
+
+/// Gives held prompts, oldest first, to the ranks that cannot fill the round within the target.
+fn supply(candidates: &mut [Candidates], held: &[Prompt], target: u64) {
+    let mut lacking: Vec<u64> = candidates.iter().map(|c| c.lacking(target)).collect();
+    let mut backlog: Vec<u64> = candidates.iter().map(Candidates::attention_left).collect();
+    for (index, &prompt) in held.iter().enumerate() {
+        // A prompt longer than a round will be a long context later: it joins where least such work waits.
+        let long = |rank: usize| prompt.remaining > candidates[rank].tokens;
+        let neediest = (0..candidates.len()).filter(|&rank| lacking[rank] > 0).min_by_key(|&rank| {
+            if long(rank) {
+                (backlog[rank], u64::MAX - lacking[rank], rank)
+            } else {
+                (u64::MAX - lacking[rank], backlog[rank], rank)
+            }
+        });
+        let Some(rank) = neediest else {
+            return;
+        };
+        candidates[rank].members.push((Source::Held(index), prompt));
+        lacking[rank] = candidates[rank].lacking(target);
+        backlog[rank] += Work::of(prompt.context, prompt.remaining).attention;
+    }
+}
+
+impl Candidates {
+    fn attention_left(&self) -> u64 {
+        self.members.iter().map(|(_, p)| Work::of(p.context, p.remaining).attention).sum()
+    }
+}
+
+impl Candidates {
+    /// The rank's chunks, halved into two microbatches: each chunk, largest first, joins the half with less.
+    fn chunks(&self, rank: usize, target: u64) -> Vec<Chunk> {
+        let parts = self.members.iter().zip(self.split(target)).filter(|&(_, tokens)| tokens > 0);
+        let mut parts: Vec<(Source, Work)> =
+            parts.map(|(&(source, p), tokens)| (source, Work::of(p.context, tokens))).collect();
+        let whole = parts.iter().fold(Work::default(), |sum, &(_, work)| sum + work);
+        let share = |work: Work| {
+            let part = |value: u64, of: u64| value as f64 / of.max(1) as f64;
+            part(work.tokens, whole.tokens).max(part(work.attention, whole.attention))
+        };
+        parts.sort_by(|x, y| share(y.1).total_cmp(&share(x.1)).then(x.0.cmp(&y.0)));
+        let mut halves = [Work::default(); 2];
+        let place = |(prompt, work): (Source, Work)| {
+            let half = usize::from(share(halves[1] + work) < share(halves[0] + work));
+            halves[half] += work;
+            Chunk { rank, prompt, microbatch: half as u8, tokens: work.tokens }
+        };
+        parts.into_iter().map(place).collect()
+    }
+}
+
+fn measure(ranks: &[RankBacklog], held: &[Prompt], chunks: Vec<Chunk>) -> Round {
+    let mut total: Vec<Work> = ranks.iter().map(|r| r.outstanding).collect();
+    for chunk in &chunks {
+        let prompt = match chunk.prompt {
+            Source::Pinned(index) => ranks[chunk.rank].pinned[index],
+            Source::Held(index) => held[index],
+        };
+        assert!(chunk.tokens <= prompt.remaining, "a chunk longer than its prompt");
+        total[chunk.rank] += Work::of(prompt.context, chunk.tokens);
+    }
+    // Chunks are cut freely: the mean is the bound.
+    let tokens = Imbalance::of(total.iter().map(|w| w.tokens as f64), 0.0);
+    let attention = Imbalance::of(total.iter().map(|w| w.attention as f64), 0.0);
+    Round { chunks, tokens, attention }
+}

@@ -1,0 +1,476 @@
+//! The balancer's side of the plan protocol for one unit.
+//!
+//! ```text
+//!            propose                all prepared            stored
+//!   STEADY ----------> PREPARING ----------------> STORING --------> STEADY (nodes behind, rolled forward)
+//!     ^                    |  refusal, deadline,      | conflict
+//!     +--------------------+  a node leaves: ABORT <--+
+//! ```
+//!
+//! The store's compare-and-swap is the only commit point. Before it any trouble aborts the plan and the
+//! last good one stays; after it every node is rolled forward, for as long as it takes: a node that serves
+//! the parent of the head is given PREPARE and COMMIT again until it serves the head. No plan is proposed
+//! while a node is away or behind, so a node is never more than one plan behind.
+
+use crate::ids::{Digest, Epoch, NodeId};
+use crate::plan::Plan;
+use crate::units::Millis;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Names a plan of the unit.
+pub type PlanRef = (Epoch, Digest);
+
+/// Time limits of the protocol, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// From PREPARE to the last node's answer.
+    pub prepare_ms: u64,
+    /// From COMMIT to a node's answer, after which its stream is closed so that it says anew what it serves.
+    pub commit_ms: u64,
+    /// Before a node that refused to be rolled forward is asked again.
+    pub retry_ms: u64,
+}
+
+impl Default for Limits {
+    /// Prepare: a full rank of 44 MB experts over a 100 GbE NIC takes 2.1 s a slot at 58 layers; a minute
+    /// bounds what any budget should allow. Commit: a table flip waits for one step, far below a second.
+    fn default() -> Self {
+        Self { prepare_ms: 60_000, commit_ms: 10_000, retry_ms: 1_000 }
+    }
+}
+
+/// A node's answer to a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Everything is staged.
+    Prepared,
+    /// The tables are flipped.
+    Applied,
+    /// What was staged is forgotten.
+    Aborted,
+    /// Nothing was changed, for this coded reason.
+    Refused(String),
+}
+
+/// What happens to a unit.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A node's stream is up and the node serves this plan (`None`: it boots with the head).
+    /// [`UnitControl::admit`] must have accepted it.
+    Joined(NodeId, Option<PlanRef>),
+    /// A node's stream is down.
+    Left(NodeId),
+    /// A node has been replaced and will not return.
+    Forgotten(NodeId),
+    /// The control loop wants this plan. Ignored unless [`UnitControl::can_propose`].
+    Propose(Arc<Plan>),
+    /// The store accepted the plan as the new head, or found another head.
+    Stored(bool),
+    /// A node answered about a plan.
+    Answered(NodeId, PlanRef, Answer),
+    /// Time has passed.
+    Tick,
+}
+
+/// What the shell has to do, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Send PREPARE of `plan` on top of `base`.
+    Prepare {
+        /// Receiver.
+        node: NodeId,
+        /// The plan to stage.
+        plan: Arc<Plan>,
+        /// The plan that the node serves.
+        base: Arc<Plan>,
+    },
+    /// Send COMMIT.
+    Commit {
+        /// Receiver.
+        node: NodeId,
+        /// The plan to flip to.
+        plan: PlanRef,
+    },
+    /// Send ABORT.
+    Abort {
+        /// Receiver.
+        node: NodeId,
+        /// The plan to forget.
+        plan: PlanRef,
+    },
+    /// Make the plan the head if its parent still is, then report [`Event::Stored`].
+    Store(Arc<Plan>),
+    /// The plan was given up, for this coded reason, and by this node if one is to blame.
+    Aborted {
+        /// The plan.
+        plan: PlanRef,
+        /// Stable code.
+        code: String,
+        /// Who refused, left or was late.
+        node: Option<NodeId>,
+    },
+    /// Every node serves the head.
+    Settled(PlanRef),
+    /// Close the node's stream: it is silent, or says what cannot be.
+    Close {
+        /// The node.
+        node: NodeId,
+        /// Stable code.
+        code: &'static str,
+    },
+}
+
+/// Why a node may not join with the plan it serves. `code` is stable.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AdmitError {
+    /// A plan this balancer's store has never committed.
+    #[error(
+        "the node serves plan {applied}, but the last committed plan is {head}: the balancer's store is older than the node; restore the store, or restart the node without its state"
+    )]
+    EpochAhead {
+        /// The node's plan.
+        applied: Epoch,
+        /// The unit's head.
+        head: Epoch,
+    },
+    /// A plan that is neither the head nor its parent.
+    #[error(
+        "the node serves plan {applied}, which is neither the last committed plan {head} nor the one before it: restart the node without its state, so that it boots with plan {head}"
+    )]
+    EpochUnknown {
+        /// The node's plan.
+        applied: Epoch,
+        /// The unit's head.
+        head: Epoch,
+    },
+}
+
+impl AdmitError {
+    /// The stable code that operators see.
+    pub fn code(&self) -> &'static str {
+        match self {
+            AdmitError::EpochAhead { .. } => "epoch_ahead",
+            AdmitError::EpochUnknown { .. } => "epoch_unknown",
+        }
+    }
+}
+
+/// How far a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Away,
+    /// Connected, without weights; will say APPLIED when it has booted with the head.
+    Booting,
+    /// Serves the head.
+    Current,
+    /// Serves the head's parent; PREPARE is due at this time.
+    Behind(Millis),
+    /// PREPARE of the head was sent at this time.
+    RollingPrepare(Millis),
+    /// COMMIT of the head was sent at this time.
+    RollingCommit(Millis),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Phase {
+    Steady,
+    Preparing { plan: Arc<Plan>, id: PlanRef, waiting: BTreeSet<NodeId>, deadline: Millis },
+    Storing { plan: Arc<Plan>, id: PlanRef },
+}
+
+/// What a unit is doing, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    /// A node is away or boots.
+    Incomplete,
+    /// Every node serves the head.
+    Steady,
+    /// A plan is being staged.
+    Preparing,
+    /// A committed plan is being applied.
+    Committing,
+}
+
+/// One unit's plans and nodes.
+#[derive(Debug, Clone)]
+pub struct UnitControl {
+    head: Arc<Plan>,
+    head_id: PlanRef,
+    parent: Option<(Arc<Plan>, PlanRef)>,
+    nodes: BTreeMap<NodeId, Standing>,
+    phase: Phase,
+    limits: Limits,
+}
+
+impl UnitControl {
+    /// A unit whose nodes are all away. `parent` is the plan before `head`, if there was one.
+    pub fn new(
+        head: Arc<Plan>,
+        parent: Option<Arc<Plan>>,
+        nodes: impl IntoIterator<Item = NodeId>,
+        limits: Limits,
+    ) -> Self {
+        let head_id = (head.epoch, head.digest());
+        let parent = parent.map(|plan| {
+            let id = (plan.epoch, plan.digest());
+            (plan, id)
+        });
+        if let Some((_, id)) = &parent {
+            assert_eq!(head.parent.as_ref(), Some(id), "the head names its parent");
+        }
+        let nodes = nodes.into_iter().map(|n| (n, Standing::Away)).collect();
+        Self { head, head_id, parent, nodes, phase: Phase::Steady, limits }
+    }
+
+    /// The last committed plan.
+    pub fn head(&self) -> &Arc<Plan> {
+        &self.head
+    }
+
+    /// Epoch and digest of the head.
+    pub fn head_id(&self) -> PlanRef {
+        self.head_id
+    }
+
+    /// The committed plan with this epoch, if it is the head or its parent.
+    pub fn plan_of(&self, epoch: Epoch) -> Option<&Arc<Plan>> {
+        if self.head.epoch == epoch {
+            return Some(&self.head);
+        }
+        self.parent.as_ref().filter(|(plan, _)| plan.epoch == epoch).map(|(plan, _)| plan)
+    }
+
+    /// Whether a plan may be proposed: every node serves the head and nothing is under way.
+    pub fn can_propose(&self) -> bool {
+        self.phase == Phase::Steady && self.nodes.values().all(|s| *s == Standing::Current)
+    }
+
+    /// What the unit is doing.
+    pub fn activity(&self) -> Activity {
+        match self.phase {
+            Phase::Preparing { .. } | Phase::Storing { .. } => return Activity::Preparing,
+            Phase::Steady => {}
+        }
+        let mut standings = self.nodes.values();
+        if standings.clone().any(|s| matches!(s, Standing::Away | Standing::Booting)) {
+            Activity::Incomplete
+        } else if standings.all(|s| *s == Standing::Current) {
+            Activity::Steady
+        } else {
+            Activity::Committing
+        }
+    }
+
+    /// Whether a node that serves `applied` may join.
+    pub fn admit(&self, applied: Option<PlanRef>) -> Result<(), AdmitError> {
+        let Some(applied) = applied else { return Ok(()) };
+        if applied == self.head_id || self.parent.as_ref().is_some_and(|(_, id)| *id == applied) {
+            return Ok(());
+        }
+        let (applied, head) = (applied.0, self.head.epoch);
+        if applied > head {
+            Err(AdmitError::EpochAhead { applied, head })
+        } else {
+            Err(AdmitError::EpochUnknown { applied, head })
+        }
+    }
+
+    /// The machine's one step.
+    pub fn step(&mut self, now: Millis, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Joined(node, applied) => self.joined(now, node, applied, &mut actions),
+            Event::Left(node) => self.left(&node, false, &mut actions),
+            Event::Forgotten(node) => self.left(&node, true, &mut actions),
+            Event::Propose(plan) => self.propose(now, plan, &mut actions),
+            Event::Stored(accepted) => self.stored(now, accepted, &mut actions),
+            Event::Answered(node, id, answer) => self.answered(now, &node, id, answer, &mut actions),
+            Event::Tick => self.tick(now, &mut actions),
+        }
+        actions
+    }
+
+    fn joined(&mut self, now: Millis, node: NodeId, applied: Option<PlanRef>, actions: &mut Vec<Action>) {
+        assert_eq!(self.admit(applied), Ok(()), "the shell admits before it joins");
+        // A node that joins while a plan is prepared has lost its stream: what it staged is unknown.
+        self.left(&node, false, actions);
+        let standing = match applied {
+            None => Standing::Booting,
+            Some(id) if id == self.head_id => Standing::Current,
+            Some(_) => Standing::Behind(now),
+        };
+        self.nodes.insert(node, standing);
+        self.roll_forward(now, actions);
+        self.settle(standing == Standing::Current, actions);
+    }
+
+    fn left(&mut self, node: &NodeId, forget: bool, actions: &mut Vec<Action>) {
+        if forget {
+            self.nodes.remove(node);
+        } else if let Some(standing) = self.nodes.get_mut(node) {
+            *standing = Standing::Away;
+        }
+        if matches!(self.phase, Phase::Preparing { .. }) {
+            self.abort("node_left", Some(node), actions);
+        }
+    }
+
+    fn propose(&mut self, now: Millis, plan: Arc<Plan>, actions: &mut Vec<Action>) {
+        if !self.can_propose() || plan.parent != Some(self.head_id) {
+            return;
+        }
+        let id = (plan.epoch, plan.digest());
+        for node in self.nodes.keys() {
+            actions.push(Action::Prepare {
+                node: node.clone(),
+                plan: Arc::clone(&plan),
+                base: Arc::clone(&self.head),
+            });
+        }
+        let waiting = self.nodes.keys().cloned().collect();
+        self.phase = Phase::Preparing { plan, id, waiting, deadline: now.after(self.limits.prepare_ms) };
+    }
+
+    fn stored(&mut self, now: Millis, accepted: bool, actions: &mut Vec<Action>) {
+        let Phase::Storing { plan, id } = std::mem::replace(&mut self.phase, Phase::Steady) else {
+            unreachable!("the store is only asked while storing")
+        };
+        if !accepted {
+            self.send_abort(id, actions);
+            actions.push(Action::Aborted { plan: id, code: "store_conflict".to_owned(), node: None });
+            return;
+        }
+        self.parent = Some((std::mem::replace(&mut self.head, plan), self.head_id));
+        self.head_id = id;
+        for (node, standing) in &mut self.nodes {
+            // A node may have left or rejoined between the last PREPARED and the store's answer.
+            match standing {
+                Standing::Current => {
+                    *standing = Standing::RollingCommit(now);
+                    actions.push(Action::Commit { node: node.clone(), plan: id });
+                }
+                Standing::Away | Standing::Booting => {}
+                // It came back with an older plan than it had: two behind now, which nothing rolls forward.
+                Standing::Behind(_) | Standing::RollingPrepare(_) | Standing::RollingCommit(_) => {
+                    *standing = Standing::Away;
+                    actions.push(Action::Close { node: node.clone(), code: "epoch_unknown" });
+                }
+            }
+        }
+    }
+
+    fn answered(
+        &mut self,
+        now: Millis,
+        node: &NodeId,
+        id: PlanRef,
+        answer: Answer,
+        actions: &mut Vec<Action>,
+    ) {
+        if let Phase::Preparing { plan, id: prepared, waiting, .. } = &mut self.phase
+            && *prepared == id
+        {
+            match answer {
+                Answer::Prepared => {
+                    waiting.remove(node);
+                    if waiting.is_empty() {
+                        let plan = Arc::clone(plan);
+                        actions.push(Action::Store(Arc::clone(&plan)));
+                        self.phase = Phase::Storing { plan, id };
+                    }
+                }
+                Answer::Refused(code) => self.abort(&code, Some(node), actions),
+                Answer::Applied | Answer::Aborted => {
+                    actions.push(Action::Close { node: node.clone(), code: "unexpected_answer" });
+                }
+            }
+            return;
+        }
+        if id == self.head_id {
+            self.answered_head(now, node, answer, actions);
+        }
+        // Anything else is about a plan that was given up: the node has been told so.
+    }
+
+    fn answered_head(&mut self, now: Millis, node: &NodeId, answer: Answer, actions: &mut Vec<Action>) {
+        let Some(standing) = self.nodes.get_mut(node) else { return };
+        match (answer, *standing) {
+            (_, Standing::Away) => {}
+            (Answer::Applied, Standing::Current) => {}
+            (Answer::Applied, _) => {
+                *standing = Standing::Current;
+                self.settle(true, actions);
+            }
+            (Answer::Prepared, Standing::RollingPrepare(_)) => {
+                *standing = Standing::RollingCommit(now);
+                actions.push(Action::Commit { node: node.clone(), plan: self.head_id });
+            }
+            (Answer::Refused(code), Standing::RollingCommit(_)) if code == "not_prepared" => {
+                *standing = Standing::Behind(now);
+                self.roll_forward(now, actions);
+            }
+            (Answer::Refused(_), Standing::RollingPrepare(_) | Standing::RollingCommit(_)) => {
+                *standing = Standing::Behind(now.after(self.limits.retry_ms));
+            }
+            (Answer::Prepared | Answer::Refused(_) | Answer::Aborted, _) => {}
+        }
+    }
+
+    fn tick(&mut self, now: Millis, actions: &mut Vec<Action>) {
+        if let Phase::Preparing { waiting, deadline, .. } = &self.phase
+            && now >= *deadline
+        {
+            let late = waiting.first().cloned();
+            self.abort("deadline_exceeded", late.as_ref(), actions);
+        }
+        for (node, standing) in &self.nodes {
+            let silent = match standing {
+                Standing::RollingPrepare(since) => now.since(*since) >= self.limits.prepare_ms,
+                Standing::RollingCommit(since) => now.since(*since) >= self.limits.commit_ms,
+                _ => false,
+            };
+            if silent {
+                actions.push(Action::Close { node: node.clone(), code: "silent_after_commit" });
+            }
+        }
+        self.roll_forward(now, actions);
+    }
+
+    /// Sends PREPARE of the head to every node that is behind and due.
+    fn roll_forward(&mut self, now: Millis, actions: &mut Vec<Action>) {
+        for (node, standing) in &mut self.nodes {
+            if let Standing::Behind(due) = *standing
+                && due <= now
+            {
+                let (base, _) =
+                    self.parent.as_ref().expect("a node is behind only when the head has a parent");
+                *standing = Standing::RollingPrepare(now);
+                let (node, plan, base) = (node.clone(), Arc::clone(&self.head), Arc::clone(base));
+                actions.push(Action::Prepare { node, plan, base });
+            }
+        }
+    }
+
+    fn settle(&self, changed: bool, actions: &mut Vec<Action>) {
+        if changed && self.can_propose() {
+            actions.push(Action::Settled(self.head_id));
+        }
+    }
+
+    fn abort(&mut self, code: &str, node: Option<&NodeId>, actions: &mut Vec<Action>) {
+        let Phase::Preparing { id, .. } = std::mem::replace(&mut self.phase, Phase::Steady) else {
+            unreachable!("only a plan that is being prepared is aborted")
+        };
+        self.send_abort(id, actions);
+        actions.push(Action::Aborted { plan: id, code: code.to_owned(), node: node.cloned() });
+    }
+
+    fn send_abort(&self, id: PlanRef, actions: &mut Vec<Action>) {
+        let present = self.nodes.iter().filter(|(_, standing)| **standing != Standing::Away);
+        actions.extend(present.map(|(node, _)| Action::Abort { node: node.clone(), plan: id }));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+//! Validates a whole batch before any event of it has an effect.
+
+use super::ledger::Ledger;
+use super::{EVENTS_MAX, PROMPT_TOKENS_MAX, RequestId, RoutingError, RoutingEvent, STEPS_MAX};
+use crate::ids::Rank;
+use crate::policy::RoutingPolicy;
+use crate::topology::Role;
+use crate::units::{Millis, Tokens};
+use std::collections::{BTreeSet, HashMap};
+
+/// Above this a time in milliseconds is a mistake (nanoseconds, a negative number), not a time.
+const NOW_MS_MAX: u64 = 1 << 53;
+/// Most KV tokens a rank can report: a petabyte of KV at 1 byte a token.
+const KV_TOKENS_MAX: u64 = 1 << 50;
+/// Most requests a rank can report.
+const RANK_REQUESTS_MAX: u64 = 1 << 24;
+
+/// What a batch is checked against.
+pub(super) struct Context<'a> {
+    pub(super) role: Role,
+    pub(super) ranks: u16,
+    pub(super) policy: &'a RoutingPolicy,
+    pub(super) ledger: &'a Ledger,
+    pub(super) last: Millis,
+}
+
+/// Checks `events`. Requests that the batch itself ends, by name or with their rank, may arrive again
+/// after that; the bounds on live and held requests count arrivals in full, whatever the batch ends.
+pub(super) fn validate(
+    context: &Context<'_>,
+    now: Millis,
+    events: &[RoutingEvent],
+) -> Result<(), RoutingError> {
+    if events.len() > EVENTS_MAX {
+        return Err(RoutingError::BatchTooLarge { events: events.len() });
+    }
+    if now < context.last {
+        return Err(RoutingError::TimeBackwards { now: now.0, last: context.last.0 });
+    }
+    if now.0 >= NOW_MS_MAX {
+        return Err(RoutingError::TimeTooLarge { now });
+    }
+    let mut seen = Seen::default();
+    for (index, event) in events.iter().enumerate() {
+        validate_event(context, index, event, &mut seen)?;
+    }
+    for (what, have, max) in [
+        ("live", context.ledger.live() + seen.arrivals, context.policy.live_max),
+        ("held", context.ledger.held() + seen.arrivals, context.policy.held_max),
+    ] {
+        let binds = what == "live" || context.role == Role::Prefill;
+        if seen.arrivals > 0 && binds && have > max {
+            return Err(RoutingError::TooManyRequests { what, have, max });
+        }
+    }
+    Ok(())
+}
+
+/// What earlier events of the same batch did to the set of live requests.
+#[derive(Default)]
+struct Seen {
+    arrivals: usize,
+    /// Requests that the batch began (`true`) or ended (`false`) last.
+    live: HashMap<RequestId, bool>,
+    /// Ranks whose requests the batch forgets.
+    down: BTreeSet<Rank>,
+}
+
+impl Seen {
+    fn is_live(&self, ledger: &Ledger, request: RequestId) -> bool {
+        match self.live.get(&request) {
+            Some(live) => *live,
+            None => {
+                ledger.contains(request) && ledger.rank_of(request).is_none_or(|r| !self.down.contains(&r))
+            }
+        }
+    }
+}
+
+fn validate_event(
+    context: &Context<'_>,
+    event: usize,
+    content: &RoutingEvent,
+    seen: &mut Seen,
+) -> Result<(), RoutingError> {
+    let within = |field, value, min, max| {
+        if (min..=max).contains(&value) {
+            Ok(())
+        } else {
+            Err(RoutingError::TokensOutOfRange { event, field, value, min, max })
+        }
+    };
+    match *content {
+        RoutingEvent::Arrive { request, prompt_tokens, cached_tokens } => {
+            if request.0 == 0 {
+                return Err(RoutingError::ReservedRequest { event });
+            }
+            let Tokens(prompt) = prompt_tokens;
+            within("prompt_tokens", prompt, 1, PROMPT_TOKENS_MAX)?;
+            within("cached_tokens", cached_tokens.0, 0, prompt - 1)?;
+            if seen.is_live(context.ledger, request) {
+                return Err(RoutingError::DuplicateRequest { event, request });
+            }
+            seen.live.insert(request, true);
+            seen.arrivals += 1;
+        }
+        RoutingEvent::Finish { request } => {
+            seen.live.insert(request, false);
+        }
+        RoutingEvent::Steps { count } => within("count", count.into(), 1, STEPS_MAX.into())?,
+        RoutingEvent::RankState { rank, kv_used_tokens, requests, up, .. } => {
+            if rank.0 >= context.ranks {
+                return Err(RoutingError::UnknownRank { event, rank, ranks: context.ranks });
+            }
+            within("kv_used_tokens", kv_used_tokens.0, 0, KV_TOKENS_MAX)?;
+            within("requests", requests.into(), 0, RANK_REQUESTS_MAX)?;
+            if !up {
+                seen.down.insert(rank);
+            }
+        }
+        RoutingEvent::Tick => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,275 @@
+//! One unit's router: validates a batch, keeps the ledger, asks the solvers.
+
+use super::batch::{Context, validate};
+use super::ledger::{Ledger, LedgerTotals};
+use super::{
+    Decision, LIVE_MAX, PROMPT_TOKENS_MAX, REFUSED_NO_RANK_UP, RequestId, RoutingError, RoutingEvent,
+};
+use crate::decode::admit;
+use crate::ids::Rank;
+use crate::policy::RoutingPolicy;
+use crate::prefill::{Cohort, Imbalance, Prompt, RankBacklog, Source, Work, assign, plan_round};
+use crate::topology::{RANKS_MAX, Role};
+use crate::units::{Millis, Tokens};
+
+/// Microbatches of a rank's dual batch.
+const MICROBATCHES: usize = 2;
+/// Longest wait that a policy may ask for: a minute is beyond any objective for a first token.
+const COHORT_WAIT_MAX_MS: u64 = 60_000;
+
+/// What a router counted since it began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RouterCounters {
+    /// Requests dispatched, each once whatever its chunks.
+    pub dispatched: u64,
+    /// Arrivals refused because no rank was up.
+    pub refused: u64,
+    /// Requests forgotten because their rank went down.
+    pub forgotten: u64,
+    /// Finish events for requests that were not live.
+    pub unknown_finishes: u64,
+    /// Reports whose loads were not used because they name a request too long ago.
+    pub stale_reports: u64,
+    /// Cohorts or rounds planned.
+    pub cohorts: u64,
+}
+
+/// How even the last cohort (or chunked round) came out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CohortReport {
+    /// Prompts, or chunks, that went out.
+    pub dispatches: usize,
+    /// Of the tokens per bin (whole prompts: rank and microbatch; chunks: rank).
+    pub tokens: Imbalance,
+    /// Of the attention per bin.
+    pub attention: Imbalance,
+}
+
+/// Routes the requests of one unit. Pure: the same batches give the same decisions.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Router {
+    role: Role,
+    ranks: u16,
+    policy: RoutingPolicy,
+    ledger: Ledger,
+    last: Millis,
+    counters: RouterCounters,
+    last_cohort: Option<CohortReport>,
+}
+
+impl Router {
+    /// A router for a unit of `ranks` ranks, all of them up and empty.
+    pub fn new(role: Role, ranks: u16, policy: RoutingPolicy) -> Result<Self, RoutingError> {
+        if !(1..=RANKS_MAX).contains(&ranks) {
+            return Err(RoutingError::RankCount { ranks });
+        }
+        if role == Role::Mixed {
+            return Err(RoutingError::RoleNotRouted);
+        }
+        for (field, value, min, max) in [
+            ("cohort_wait_max_ms", policy.cohort_wait_max_ms, 0, COHORT_WAIT_MAX_MS),
+            ("round_tokens", policy.round_tokens.unwrap_or(1), 1, PROMPT_TOKENS_MAX),
+            ("held_max", policy.held_max as u64, 1, LIVE_MAX as u64),
+            ("live_max", policy.live_max as u64, 1, LIVE_MAX as u64),
+        ] {
+            if !(min..=max).contains(&value) {
+                return Err(RoutingError::Policy { field, value, min, max });
+            }
+        }
+        let ledger = Ledger::new(ranks);
+        let counters = RouterCounters::default();
+        Ok(Self { role, ranks, policy, ledger, last: Millis(0), counters, last_cohort: None })
+    }
+
+    /// Takes a batch of events at time `now` and returns the decisions, in the order in which they were
+    /// made. A batch with an error has no effect at all.
+    pub fn apply(&mut self, now: Millis, events: &[RoutingEvent]) -> Result<Vec<Decision>, RoutingError> {
+        let context = Context {
+            role: self.role,
+            ranks: self.ranks,
+            policy: &self.policy,
+            ledger: &self.ledger,
+            last: self.last,
+        };
+        validate(&context, now, events)?;
+        self.last = now;
+        let mut decisions = Vec::new();
+        for event in events {
+            self.take(now, event, &mut decisions);
+        }
+        if self.role == Role::Prefill {
+            self.decide_prefill(now, events, &mut decisions);
+        }
+        Ok(decisions)
+    }
+
+    fn take(&mut self, now: Millis, event: &RoutingEvent, decisions: &mut Vec<Decision>) {
+        match *event {
+            RoutingEvent::Arrive { request, .. } if !self.ledger.any_up() => {
+                decisions.push(self.refuse(request));
+            }
+            RoutingEvent::Arrive { request, prompt_tokens, cached_tokens } => match self.role {
+                Role::Prefill => self.ledger.hold(request, now, prompt_tokens, cached_tokens),
+                Role::Decode | Role::Mixed => decisions.push(self.admit(now, request, prompt_tokens)),
+            },
+            RoutingEvent::Finish { request } => {
+                let known = self.ledger.finish(request);
+                self.counters.unknown_finishes += u64::from(!known);
+            }
+            RoutingEvent::Steps { count } => match self.role {
+                Role::Decode | Role::Mixed => self.ledger.generated(count),
+                // An engine that cuts whole prompts itself says nothing of how far it is.
+                Role::Prefill if self.policy.round_tokens.is_none() => {}
+                Role::Prefill => self.ledger.ran_all(),
+            },
+            RoutingEvent::RankState { rank, kv_used_tokens, requests, as_of_request, up: true } => {
+                let used = self.ledger.correct(rank, kv_used_tokens, requests, as_of_request);
+                self.counters.stale_reports += u64::from(!used);
+            }
+            RoutingEvent::RankState { rank, up: false, .. } => {
+                self.counters.forgotten += self.ledger.take_down(rank) as u64;
+                if !self.ledger.any_up() {
+                    let held: Vec<RequestId> =
+                        self.ledger.held_prompts().map(|(request, _)| request).collect();
+                    for request in held {
+                        self.ledger.finish(request);
+                        decisions.push(self.refuse(request));
+                    }
+                }
+            }
+            RoutingEvent::Tick => {}
+        }
+    }
+
+    fn refuse(&mut self, request: RequestId) -> Decision {
+        self.counters.refused += 1;
+        let message =
+            format!("all {} ranks of the unit are down: send the request to another unit", self.ranks);
+        Decision::Refuse { request, code: REFUSED_NO_RANK_UP, message }
+    }
+
+    fn admit(&mut self, now: Millis, request: RequestId, prompt: Tokens) -> Decision {
+        let index = admit(self.ledger.loads(), prompt.0).expect("a rank is up");
+        let rank = Rank(index as u16);
+        self.ledger.hold(request, now, prompt, Tokens(0));
+        self.ledger.dispatch(request, rank, 0, None);
+        self.counters.dispatched += 1;
+        Decision::Dispatch { request, rank, microbatch: 0, tokens: None }
+    }
+
+    fn decide_prefill(&mut self, now: Millis, events: &[RoutingEvent], decisions: &mut Vec<Decision>) {
+        let waited = self.ledger.oldest_held().map_or(0, |arrived| now.since(arrived));
+        let tick = events.contains(&RoutingEvent::Tick);
+        if self.ledger.any_up() && (tick || waited > 0 && waited >= self.policy.cohort_wait_max_ms) {
+            let dispatches = match self.policy.round_tokens {
+                Some(round_tokens) => self.dispatch_round(round_tokens),
+                None => self.dispatch_cohort(),
+            };
+            decisions.extend(dispatches);
+        }
+        let arrived = events.iter().filter_map(|event| match event {
+            RoutingEvent::Arrive { request, .. } => Some(*request),
+            _ => None,
+        });
+        let held = arrived.filter(|r| self.ledger.contains(*r) && self.ledger.rank_of(*r).is_none());
+        decisions.extend(held.map(|request| Decision::Hold { request }));
+    }
+
+    /// All held prompts go out whole.
+    fn dispatch_cohort(&mut self) -> Vec<Decision> {
+        let held: Vec<(RequestId, Prompt)> = self.ledger.held_prompts().collect();
+        if held.is_empty() {
+            return Vec::new();
+        }
+        let up: Vec<Rank> = self.ledger.ranks_up().collect();
+        let carried = up.iter().flat_map(|&rank| self.ledger.outstanding(rank)).collect();
+        let items = held.iter().map(|(_, prompt)| Work::of(prompt.context, prompt.remaining)).collect();
+        let assignment = assign(&Cohort { carried, items });
+        self.note_cohort(held.len(), assignment.tokens, assignment.attention);
+        let mut decisions = Vec::with_capacity(held.len());
+        for (&(request, _), bin) in held.iter().zip(assignment.bin_of) {
+            let (rank, microbatch) = (up[bin / MICROBATCHES], (bin % MICROBATCHES) as u8);
+            self.ledger.dispatch(request, rank, microbatch, None);
+            self.counters.dispatched += 1;
+            decisions.push(Decision::Dispatch { request, rank, microbatch, tokens: None });
+        }
+        decisions
+    }
+
+    /// Every rank gets its next chunks.
+    fn dispatch_round(&mut self, round_tokens: u64) -> Vec<Decision> {
+        let up: Vec<Rank> = self.ledger.ranks_up().collect();
+        let held: Vec<(RequestId, Prompt)> = self.ledger.held_prompts().collect();
+        let pinned: Vec<Vec<(RequestId, Prompt)>> =
+            up.iter().map(|&rank| self.ledger.pinned_prompts(rank).collect()).collect();
+        let backlogs: Vec<RankBacklog> = up
+            .iter()
+            .zip(&pinned)
+            .map(|(&rank, prompts)| {
+                let [first, second] = self.ledger.outstanding(rank);
+                let pinned = prompts.iter().map(|(_, prompt)| *prompt).collect();
+                RankBacklog { pinned, outstanding: first + second }
+            })
+            .collect();
+        let prompts: Vec<Prompt> = held.iter().map(|(_, prompt)| *prompt).collect();
+        let round = plan_round(&backlogs, &prompts, round_tokens);
+        self.note_cohort(round.chunks.len(), round.tokens, round.attention);
+        let mut decisions = Vec::with_capacity(round.chunks.len());
+        for chunk in &round.chunks {
+            let rank = up[chunk.rank];
+            let request = match chunk.prompt {
+                Source::Pinned(index) => pinned[chunk.rank][index].0,
+                Source::Held(index) => held[index].0,
+            };
+            self.counters.dispatched += u64::from(self.ledger.rank_of(request).is_none());
+            self.ledger.dispatch(request, rank, chunk.microbatch, Some(chunk.tokens));
+            decisions.push(Decision::Dispatch {
+                request,
+                rank,
+                microbatch: chunk.microbatch,
+                tokens: Some(Tokens(chunk.tokens)),
+            });
+        }
+        decisions
+    }
+
+    fn note_cohort(&mut self, dispatches: usize, tokens: Imbalance, attention: Imbalance) {
+        self.counters.cohorts += 1;
+        self.last_cohort = Some(CohortReport { dispatches, tokens, attention });
+    }
+
+    /// What the ledger holds of a rank; `None` for a rank the unit does not have.
+    pub fn totals(&self, rank: Rank) -> Option<LedgerTotals> {
+        self.ledger.totals(rank)
+    }
+
+    /// Requests that are held or running.
+    pub fn live(&self) -> usize {
+        self.ledger.live()
+    }
+
+    /// Requests that are held.
+    pub fn held(&self) -> usize {
+        self.ledger.held()
+    }
+
+    /// Whether it routes prompts or admissions to decode.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Ranks of the unit.
+    pub fn ranks(&self) -> u16 {
+        self.ranks
+    }
+
+    /// Counters since the beginning.
+    pub fn counters(&self) -> RouterCounters {
+        self.counters
+    }
+
+    /// The last cohort of a prefill unit, if there was one.
+    pub fn last_cohort(&self) -> Option<CohortReport> {
+        self.last_cohort
+    }
+}

@@ -1,0 +1,178 @@
+//! Commands that ask or order a running balancer over its admin service.
+
+use super::{Failure, runtime};
+use clap::{Args, ValueEnum};
+use comfy_table::{Table, TableStyle};
+use evenkeel_proto::MESSAGE_BYTES_MAX;
+use evenkeel_proto::v1::admin_service_client::AdminServiceClient;
+use evenkeel_proto::v1::*;
+use std::time::Duration;
+use tonic::transport::{Channel, Endpoint};
+
+/// An operator waits no longer than this for an answer.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Exit code for a balancer that cannot be reached.
+const EXIT_UNREACHABLE: u8 = 4;
+
+#[derive(Args)]
+struct Server {
+    /// Admin address of the balancer
+    #[arg(long, env = "EVENKEEL_SERVER", default_value = "127.0.0.1:7401", value_name = "ADDRESS")]
+    server: String,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+impl Server {
+    fn call<T>(
+        &self,
+        work: impl AsyncFnOnce(AdminServiceClient<Channel>) -> Result<T, tonic::Status>,
+    ) -> Result<T, Failure> {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.server))
+            .map_err(|e| Failure::new("invalid_address", format!("--server {}: {e}", self.server)))?;
+        let endpoint = endpoint.connect_timeout(DEADLINE).timeout(DEADLINE);
+        runtime().block_on(async {
+            let channel = endpoint.connect().await.map_err(|e| {
+                let cause = std::error::Error::source(&e).map_or(e.to_string(), ToString::to_string);
+                let text = format!("no balancer answers at {}: {cause}; see --server", self.server);
+                Failure { exit: EXIT_UNREACHABLE, ..Failure::new("unreachable", text) }
+            })?;
+            let client = AdminServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+            work(client).await.map_err(|status| match status.message().split_once(": ") {
+                Some((code, text)) => Failure::new(code, text),
+                None => Failure::new("internal", status.message()),
+            })
+        })
+    }
+}
+
+/// Show units and agents of a running balancer
+#[derive(Args)]
+pub(super) struct Status {
+    #[command(flatten)]
+    server: Server,
+    /// Form of the answer
+    #[arg(long, value_enum, default_value = "table")]
+    output: Output,
+}
+
+impl Status {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let request = GetStatusRequest {};
+        let status = self.server.call(async |mut c| Ok(c.get_status(request).await?.into_inner()))?;
+        if self.output == Output::Json {
+            println!("{:#}", crate::page::status_json(&status));
+            return Ok(());
+        }
+        let mut units =
+            table(&["UNIT", "ROLE", "STATE", "EPOCH", "RANKS", "EXPERT IMBALANCE", "LAST DECISION"]);
+        for unit in &status.units {
+            let shape = unit.shape.unwrap_or_default();
+            let imbalance = unit.imbalance.and_then(|i| i.expert);
+            units.add_row([
+                unit.unit.clone(),
+                shape.role().as_str_name().trim_start_matches("ROLE_").to_lowercase(),
+                unit.state().as_str_name().trim_start_matches("UNIT_STATE_").to_lowercase(),
+                unit.head.as_ref().map_or("-".to_owned(), |h| h.epoch.to_string()),
+                format!("{}/{}", unit.ranks_connected, shape.ranks),
+                imbalance.map_or("-".to_owned(), |i| format!("{i:.4}")),
+                unit.last_decision.clone(),
+            ]);
+        }
+        let mut agents = table(&["AGENT", "UNIT", "CONNECTED", "EPOCH"]);
+        for agent in &status.agents {
+            agents.add_row([
+                agent.node.clone(),
+                agent.unit.clone(),
+                if agent.connected { "yes" } else { "no" }.to_owned(),
+                agent.applied.as_ref().map_or("-".to_owned(), |a| a.epoch.to_string()),
+            ]);
+        }
+        println!("{units}\n\n{agents}");
+        Ok(())
+    }
+}
+
+/// Show committed plans of a unit
+#[derive(Args)]
+pub(super) struct Plans {
+    /// The unit
+    unit: String,
+    /// At most this many, newest first
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=500))]
+    limit: u32,
+    #[command(flatten)]
+    server: Server,
+    /// Form of the answer
+    #[arg(long, value_enum, default_value = "table")]
+    output: Output,
+}
+
+impl Plans {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let request = ListPlansRequest { unit: self.unit, limit: self.limit };
+        let plans = self.server.call(async |mut c| Ok(c.list_plans(request).await?.into_inner().plans))?;
+        if self.output == Output::Json {
+            println!("{:#}", crate::page::plans_json(&plans));
+            return Ok(());
+        }
+        let mut rows = table(&["EPOCH", "KIND", "MOVES", "BYTES", "BEFORE", "AFTER", "BOUND", "WINDOW"]);
+        for plan in &plans {
+            let window = plan.window.unwrap_or_default();
+            rows.add_row([
+                plan.id.as_ref().map_or(0, |id| id.epoch).to_string(),
+                plan.kind().as_str_name().trim_start_matches("PLAN_KIND_").to_lowercase(),
+                plan.moves.to_string(),
+                plan.bytes.to_string(),
+                format!("{:.4}", plan.imbalance_before),
+                format!("{:.4}", plan.imbalance_after),
+                format!("{:.4}", plan.imbalance_bound),
+                format!("{}-{}", window.from_step, window.to_step),
+            ]);
+        }
+        println!("{rows}");
+        Ok(())
+    }
+}
+
+/// Make no new plan for a unit until it is resumed
+#[derive(Args)]
+pub(super) struct Pause {
+    /// The unit
+    unit: String,
+    #[command(flatten)]
+    server: Server,
+}
+
+impl Pause {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let request = PauseRequest { unit: self.unit };
+        self.server.call(async |mut c| c.pause(request).await.map(|_| ()))
+    }
+}
+
+/// Make plans for a unit again
+#[derive(Args)]
+pub(super) struct Resume {
+    /// The unit
+    unit: String,
+    #[command(flatten)]
+    server: Server,
+}
+
+impl Resume {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let request = ResumeRequest { unit: self.unit };
+        self.server.call(async |mut c| c.resume(request).await.map(|_| ()))
+    }
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(TableStyle::new()).set_header(header.iter().copied());
+    table
+}

@@ -1,0 +1,69 @@
+//! The command line: data on stdout, messages on stderr, one clear line with a stable code per failure.
+
+mod admin;
+mod serve;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// What a command failed with. Exit codes: 1 error, 2 usage (clap's own), 4 unreachable.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) code: String,
+    pub(crate) message: String,
+    pub(crate) exit: u8,
+}
+
+impl Failure {
+    pub(crate) fn new(code: impl Into<String>, message: impl ToString) -> Self {
+        Self { code: code.into(), message: message.to_string(), exit: 1 }
+    }
+}
+
+/// Keeps every GPU of a large MoE inference cluster equally busy.
+#[derive(Parser)]
+#[command(name = "evenkeel", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the balancer: agents' stream, admin and routing gRPC, metrics and page
+    Serve(serve::Serve),
+    /// Run balancer, agents and simulated workers on this machine and replay a real trace
+    Demo(crate::demo::Demo),
+    /// Show units and agents of a running balancer
+    Status(admin::Status),
+    /// Show committed plans of a unit
+    Plans(admin::Plans),
+    /// Make no new plan for a unit until it is resumed
+    Pause(admin::Pause),
+    /// Make plans for a unit again
+    Resume(admin::Resume),
+}
+
+/// Parses the command line and runs the command.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Serve(command) => command.run(),
+        Command::Demo(command) => command.run(),
+        Command::Status(command) => command.run(),
+        Command::Plans(command) => command.run(),
+        Command::Pause(command) => command.run(),
+        Command::Resume(command) => command.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { code, message, exit }) => {
+            eprintln!("error: {code}: {message}");
+            ExitCode::from(exit)
+        }
+    }
+}
+
+/// The runtime of a command.
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("the system gives a runtime")
+}

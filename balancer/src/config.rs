@@ -1,0 +1,381 @@
+//! The balancer's configuration: one structure, one way in. Precedence: flag, then EVENKEEL_* variable, then
+//! file, then default. Flags and variables arrive together from the command line as [`Overrides`].
+
+use evenkeel_core::policy::{ExpertPolicy, RoutingPolicy};
+use evenkeel_core::routing::Router;
+use evenkeel_core::topology::Role;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Where the file is looked for when none is named. It may be missing there.
+pub const DEFAULT_PATH: &str = "/etc/evenkeel/balancer.toml";
+
+/// Everything that can be set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Name of the cluster; agents of another one are refused.
+    pub cluster: String,
+    /// Where agents connect.
+    pub agents_listen: SocketAddr,
+    /// Admin and routing gRPC.
+    pub admin_listen: SocketAddr,
+    /// Prometheus metrics and the page.
+    pub metrics_listen: SocketAddr,
+    /// Directory of the store.
+    pub state_dir: PathBuf,
+    /// The control loop.
+    pub control: Control,
+    /// How eagerly experts are placed anew.
+    pub experts: Experts,
+    /// How requests are held and batched.
+    pub routing: Routing,
+}
+
+/// The control loop's pace and limits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Control {
+    /// Engine steps per load window.
+    pub window_steps: u32,
+    /// How often an agent reports, in milliseconds.
+    pub report_interval_ms: u32,
+    /// How often either side pings, in milliseconds.
+    pub ping_interval_ms: u32,
+    /// Silence after which a stream is closed, in milliseconds.
+    pub silence_limit_ms: u32,
+    /// From PREPARE to the last agent's answer, in milliseconds.
+    pub prepare_timeout_ms: u64,
+    /// From COMMIT to an agent's answer, in milliseconds.
+    pub commit_timeout_ms: u64,
+    /// Pause after an aborted plan before the next is tried, in milliseconds.
+    pub abort_pause_ms: u64,
+    /// Streams of agents accepted at once.
+    pub agents_max: u32,
+}
+
+/// See [`ExpertPolicy`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Experts {
+    /// See [`ExpertPolicy::split_tolerance`].
+    pub split_tolerance: f64,
+    /// See [`ExpertPolicy::weights_gain_min`].
+    pub weights_gain_min: f64,
+    /// See [`ExpertPolicy::moves_gain_min`].
+    pub moves_gain_min: f64,
+    /// See [`ExpertPolicy::imbalance_target`].
+    pub imbalance_target: f64,
+}
+
+/// See [`RoutingPolicy`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Routing {
+    /// See [`RoutingPolicy::cohort_wait_max_ms`].
+    pub cohort_wait_max_ms: u64,
+    /// See [`RoutingPolicy::round_tokens`]; 0 dispatches whole prompts.
+    pub prefill_round_tokens: u64,
+    /// See [`RoutingPolicy::held_max`].
+    pub held_max: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let any = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        Self {
+            cluster: "evenkeel".to_owned(),
+            agents_listen: any(7400),
+            admin_listen: any(7401),
+            metrics_listen: any(7402),
+            state_dir: PathBuf::from("/var/lib/evenkeel"),
+            control: Control::default(),
+            experts: Experts::default(),
+            routing: Routing::default(),
+        }
+    }
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self {
+            window_steps: 256,
+            report_interval_ms: 1_000,
+            ping_interval_ms: 2_000,
+            silence_limit_ms: 15_000,
+            prepare_timeout_ms: 60_000,
+            commit_timeout_ms: 10_000,
+            abort_pause_ms: 5_000,
+            agents_max: 16_384,
+        }
+    }
+}
+
+impl Default for Experts {
+    fn default() -> Self {
+        let policy = ExpertPolicy::default();
+        Self {
+            split_tolerance: policy.split_tolerance,
+            weights_gain_min: policy.weights_gain_min,
+            moves_gain_min: policy.moves_gain_min,
+            imbalance_target: policy.imbalance_target,
+        }
+    }
+}
+
+impl Default for Routing {
+    fn default() -> Self {
+        let policy = RoutingPolicy::default();
+        Self {
+            cohort_wait_max_ms: policy.cohort_wait_max_ms,
+            prefill_round_tokens: policy.round_tokens.unwrap_or(0),
+            held_max: u32::try_from(policy.held_max).expect("fits 32 bits"),
+        }
+    }
+}
+
+impl Routing {
+    /// The policy for the routers.
+    pub fn policy(&self) -> RoutingPolicy {
+        RoutingPolicy {
+            cohort_wait_max_ms: self.cohort_wait_max_ms,
+            round_tokens: (self.prefill_round_tokens > 0).then_some(self.prefill_round_tokens),
+            held_max: self.held_max as usize,
+            ..RoutingPolicy::default()
+        }
+    }
+}
+
+impl Experts {
+    /// The policy for the solver.
+    pub fn policy(&self) -> ExpertPolicy {
+        ExpertPolicy {
+            split_tolerance: self.split_tolerance,
+            weights_gain_min: self.weights_gain_min,
+            moves_gain_min: self.moves_gain_min,
+            imbalance_target: self.imbalance_target,
+            ..ExpertPolicy::default()
+        }
+    }
+}
+
+/// What flags and variables set.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Overrides {
+    /// See [`Config::cluster`].
+    pub cluster: Option<String>,
+    /// See [`Config::agents_listen`].
+    pub agents_listen: Option<SocketAddr>,
+    /// See [`Config::admin_listen`].
+    pub admin_listen: Option<SocketAddr>,
+    /// See [`Config::metrics_listen`].
+    pub metrics_listen: Option<SocketAddr>,
+    /// See [`Config::state_dir`].
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Why the configuration is not usable. `code` is stable.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("configuration {path}: {source}")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or a value has another type.
+    #[error("configuration {path}: {reason}")]
+    Malformed {
+        /// The file.
+        path: String,
+        /// The parser's words, with line and column.
+        reason: String,
+    },
+    /// A key that does not exist.
+    #[error("configuration {path}: unknown key {key}{}", suggestion.as_ref().map_or(String::new(), |s| format!("; did you mean {s}?")))]
+    UnknownKey {
+        /// The file.
+        path: String,
+        /// The key with its section.
+        key: String,
+        /// The nearest known key.
+        suggestion: Option<String>,
+    },
+    /// A value of the section `routing` outside its range.
+    #[error("configuration: routing: {reason}")]
+    Routing {
+        /// The core's words: field, value and range.
+        reason: String,
+    },
+    /// A value outside its range.
+    #[error("configuration: {key} is {value}: must be {range}")]
+    OutOfRange {
+        /// The key with its section.
+        key: &'static str,
+        /// The value given.
+        value: String,
+        /// What is accepted.
+        range: &'static str,
+    },
+}
+
+impl ConfigError {
+    /// The stable code that operators see.
+    pub fn code(&self) -> &'static str {
+        match self {
+            ConfigError::Unreadable { .. } => "config_unreadable",
+            ConfigError::Malformed { .. } => "config_malformed",
+            ConfigError::UnknownKey { .. } => "config_unknown_key",
+            ConfigError::Routing { .. } | ConfigError::OutOfRange { .. } => "config_out_of_range",
+        }
+    }
+}
+
+/// Reads the file (the default one may be missing, a named one may not), then lays the overrides over it.
+pub fn load(named: Option<&Path>, overrides: Overrides) -> Result<Config, ConfigError> {
+    let path = named.unwrap_or(Path::new(DEFAULT_PATH));
+    let mut config = match std::fs::read_to_string(path) {
+        Ok(text) => parse(&text, &path.display().to_string())?,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && named.is_none() => Config::default(),
+        Err(source) => return Err(ConfigError::Unreadable { path: path.display().to_string(), source }),
+    };
+    let Overrides { cluster, agents_listen, admin_listen, metrics_listen, state_dir } = overrides;
+    config.cluster = cluster.unwrap_or(config.cluster);
+    config.agents_listen = agents_listen.unwrap_or(config.agents_listen);
+    config.admin_listen = admin_listen.unwrap_or(config.admin_listen);
+    config.metrics_listen = metrics_listen.unwrap_or(config.metrics_listen);
+    config.state_dir = state_dir.unwrap_or(config.state_dir);
+    validate(&config)?;
+    Ok(config)
+}
+
+fn parse(text: &str, path: &str) -> Result<Config, ConfigError> {
+    let malformed =
+        |e: toml::de::Error| ConfigError::Malformed { path: path.to_owned(), reason: e.to_string() };
+    let table: toml::Table = toml::from_str(text).map_err(malformed)?;
+    let known = toml::Table::try_from(Config::default()).expect("the default configuration is a table");
+    if let Some((key, suggestion)) = unknown_key(&table, &known, "") {
+        return Err(ConfigError::UnknownKey { path: path.to_owned(), key, suggestion });
+    }
+    toml::from_str(text).map_err(malformed)
+}
+
+/// The first key of `table` that `known` lacks, with the nearest one that it has.
+fn unknown_key(table: &toml::Table, known: &toml::Table, prefix: &str) -> Option<(String, Option<String>)> {
+    /// Below this similarity a suggestion confuses more than it helps.
+    const SIMILARITY_MIN: f64 = 0.75;
+    table.iter().find_map(|(key, value)| match (known.get(key), value) {
+        (None, _) => {
+            let near = known.keys().map(|k| (strsim::jaro_winkler(key, k), k));
+            let best = near.filter(|(s, _)| *s >= SIMILARITY_MIN).max_by(|a, b| a.0.total_cmp(&b.0));
+            Some((format!("{prefix}{key}"), best.map(|(_, k)| format!("{prefix}{k}"))))
+        }
+        (Some(toml::Value::Table(inner)), toml::Value::Table(section)) => {
+            unknown_key(section, inner, &format!("{prefix}{key}."))
+        }
+        _ => None,
+    })
+}
+
+fn validate(config: &Config) -> Result<(), ConfigError> {
+    let check = |key, ok: bool, value: String, range| {
+        if ok { Ok(()) } else { Err(ConfigError::OutOfRange { key, value, range }) }
+    };
+    let Control { window_steps, report_interval_ms, ping_interval_ms, silence_limit_ms, .. } = config.control;
+    let name = evenkeel_core::ids::UnitId::new(config.cluster.as_str()).is_ok();
+    check("cluster", name, format!("{:?}", config.cluster), "1 to 63 characters a-z, 0-9 and '-'")?;
+    check("control.window_steps", window_steps > 0, window_steps.to_string(), "at least 1")?;
+    let report = (10..=60_000).contains(&report_interval_ms);
+    check("control.report_interval_ms", report, report_interval_ms.to_string(), "10 to 60000")?;
+    let ping = (10..=60_000).contains(&ping_interval_ms);
+    check("control.ping_interval_ms", ping, ping_interval_ms.to_string(), "10 to 60000")?;
+    let silence = silence_limit_ms >= 2 * ping_interval_ms && silence_limit_ms <= 600_000;
+    let range = "at least twice control.ping_interval_ms and at most 600000";
+    check("control.silence_limit_ms", silence, silence_limit_ms.to_string(), range)?;
+    let Control { prepare_timeout_ms, commit_timeout_ms, abort_pause_ms, .. } = config.control;
+    for (key, value) in [
+        ("control.prepare_timeout_ms", prepare_timeout_ms),
+        ("control.commit_timeout_ms", commit_timeout_ms),
+        ("control.abort_pause_ms", abort_pause_ms),
+    ] {
+        check(key, (1..=3_600_000).contains(&value), value.to_string(), "1 to 3600000")?;
+    }
+    let Experts { split_tolerance, weights_gain_min, moves_gain_min, imbalance_target } = config.experts;
+    for (key, value) in [
+        ("experts.split_tolerance", split_tolerance),
+        ("experts.weights_gain_min", weights_gain_min),
+        ("experts.moves_gain_min", moves_gain_min),
+    ] {
+        check(key, (0.0..=1.0).contains(&value), value.to_string(), "0 to 1")?;
+    }
+    let target = (1.0..=2.0).contains(&imbalance_target);
+    check("experts.imbalance_target", target, imbalance_target.to_string(), "1 to 2")?;
+    // The core knows the ranges of the routing policy.
+    Router::new(Role::Prefill, 1, config.routing.policy())
+        .map(drop)
+        .map_err(|e| ConfigError::Routing { reason: e.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expected: Result<(), &str>) {
+        let found = parse(text, "b.toml").and_then(|c| validate(&c)).map_err(|e| e.to_string());
+        assert_eq!(found, expected.map_err(str::to_owned));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_the_nearest_known_one() {
+        check("cluster = \"a\"", Ok(()));
+        let message = "configuration b.toml: unknown key clutser; did you mean cluster?";
+        check("clutser = \"a\"", Err(message));
+        let message =
+            "configuration b.toml: unknown key control.window_step; did you mean control.window_steps?";
+        check("[control]\nwindow_step = 4", Err(message));
+        check("zzz = 1", Err("configuration b.toml: unknown key zzz"));
+    }
+
+    #[test]
+    fn a_value_out_of_range_names_key_value_and_range() {
+        check(
+            "[control]\nwindow_steps = 0",
+            Err("configuration: control.window_steps is 0: must be at least 1"),
+        );
+        check(
+            "[experts]\nimbalance_target = nan",
+            Err("configuration: experts.imbalance_target is NaN: must be 1 to 2"),
+        );
+        check(
+            "cluster = \"A b\"",
+            Err("configuration: cluster is \"A b\": must be 1 to 63 characters a-z, 0-9 and '-'"),
+        );
+    }
+
+    #[test]
+    fn a_wrong_type_is_named_with_its_line() {
+        let error = parse("cluster = \"a\"\nagents_listen = 7", "b.toml").unwrap_err();
+        assert_eq!(error.code(), "config_malformed");
+        assert!(error.to_string().contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_the_default() {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), "cluster = \"file\"\nstate_dir = \"/file\"").expect("written");
+        let overrides = Overrides { cluster: Some("flag".to_owned()), ..Overrides::default() };
+        let config = load(Some(file.path()), overrides).expect("valid");
+        assert_eq!((config.cluster.as_str(), config.state_dir.as_path()), ("flag", Path::new("/file")));
+        assert_eq!(config.agents_listen, Config::default().agents_listen);
+    }
+
+    #[test]
+    fn a_named_file_must_exist() {
+        let error = load(Some(Path::new("/nonexistent.toml")), Overrides::default()).unwrap_err();
+        assert_eq!(error.code(), "config_unreadable");
+    }
+}

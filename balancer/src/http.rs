@@ -1,0 +1,100 @@
+//! The metrics port: Prometheus text, probes, the page, and the JSON that the page reads.
+
+use crate::grpc::admin::Admin;
+use crate::page;
+use crate::serve::{ServeError, until_stopped};
+use axum::Router;
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::get;
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+#[derive(Clone)]
+struct Http {
+    recorder: PrometheusHandle,
+    admin: Admin,
+}
+
+/// Serves until stopped.
+pub(crate) async fn serve(
+    port: TcpListener,
+    recorder: PrometheusHandle,
+    admin: Admin,
+    stopped: watch::Receiver<bool>,
+) -> Result<(), ServeError> {
+    let app = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/", get(|| async { asset("text/html; charset=utf-8", page::INDEX) }))
+        .route("/page.css", get(|| async { asset("text/css; charset=utf-8", page::CSS) }))
+        .route("/page.js", get(|| async { asset("text/javascript; charset=utf-8", page::JS) }))
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/units/{unit}/plans", get(plans))
+        .route("/api/v1/units/{unit}/heat", get(heat))
+        .with_state(Http { recorder, admin });
+    axum::serve(port, app)
+        .with_graceful_shutdown(until_stopped(stopped))
+        .await
+        .map_err(|e| ServeError::Server { what: "metrics", reason: e.to_string() })
+}
+
+fn asset(kind: &'static str, body: &'static str) -> Response {
+    // The page must never reach out: only this server's own resources are allowed.
+    let policy = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:";
+    ([(header::CONTENT_TYPE, kind), (header::CONTENT_SECURITY_POLICY, policy)], body).into_response()
+}
+
+async fn metrics(State(http): State<Http>) -> Response {
+    http.recorder.run_upkeep();
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], http.recorder.render()).into_response()
+}
+
+/// Ready when the control loop answers.
+async fn ready(State(http): State<Http>) -> Response {
+    match http.admin.status().await {
+        Ok(_) => "ready\n".into_response(),
+        Err(status) => (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", status.message())).into_response(),
+    }
+}
+
+fn failed(status: &tonic::Status) -> Response {
+    let code = match status.code() {
+        tonic::Code::NotFound => StatusCode::NOT_FOUND,
+        tonic::Code::InvalidArgument => StatusCode::BAD_REQUEST,
+        tonic::Code::Unavailable | tonic::Code::DeadlineExceeded => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    (code, Json(json!({"error": status.message()}))).into_response()
+}
+
+async fn status(State(http): State<Http>) -> Response {
+    match http.admin.status().await {
+        Ok(status) => Json(page::status_json(&status)).into_response(),
+        Err(status) => failed(&status),
+    }
+}
+
+#[derive(Deserialize)]
+struct Limit {
+    limit: Option<u32>,
+}
+
+async fn plans(State(http): State<Http>, Path(unit): Path<String>, Query(query): Query<Limit>) -> Response {
+    match http.admin.plans(&unit, query.limit.unwrap_or(0)).await {
+        Ok(plans) => Json(page::plans_json(&plans)).into_response(),
+        Err(status) => failed(&status),
+    }
+}
+
+async fn heat(State(http): State<Http>, Path(unit): Path<String>) -> Response {
+    match http.admin.rank_loads(&unit).await {
+        Ok(loads) => Json(page::heat_json(&loads)).into_response(),
+        Err(status) => failed(&status),
+    }
+}

@@ -1,0 +1,84 @@
+//! Every metric of the balancer: its name, its help text, and nothing else. No series per expert: a unit of
+//! 58 layers x 256 experts would make 15,000; heat maps come from the API instead.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+macro_rules! metrics {
+    ($($kind:ident $constant:ident = $name:literal, $unit:ident, $help:literal;)*) => {
+        $(#[doc = $help] pub const $constant: &str = $name;)*
+
+        /// Registers the help text of every metric with the installed recorder.
+        fn describe() {
+            $(metrics!(@describe $kind, $constant, $unit, $help);)*
+        }
+
+        /// The names of all metrics, for the gate that compares them with dashboards and documents.
+        pub const NAMES: &[&str] = &[$($name),*];
+    };
+    (@describe counter, $c:ident, $unit:ident, $help:literal) => { describe_counter!($c, Unit::$unit, $help) };
+    (@describe gauge, $c:ident, $unit:ident, $help:literal) => { describe_gauge!($c, Unit::$unit, $help) };
+    (@describe histogram, $c:ident, $unit:ident, $help:literal) => { describe_histogram!($c, Unit::$unit, $help) };
+}
+
+metrics! {
+    gauge BUILD_INFO = "evenkeel_build_info", Count, "Always 1; the label names the running version.";
+    gauge IMBALANCE = "evenkeel_imbalance_ratio", Count, "Max over mean over the ranks of a unit, by kind: expert (measured, mean over layers), prefill_tokens, prefill_attention, decode_kv, decode_requests. 1 is balanced.";
+    gauge PLAN_EPOCH = "evenkeel_plan_epoch", Count, "Number of the last committed plan of a unit.";
+    gauge PREDICTED_GAIN = "evenkeel_plan_predicted_gain_ratio", Count, "Imbalance before over imbalance after, as the last plan predicted it on its own window.";
+    gauge REALISED_GAIN = "evenkeel_plan_realised_gain_ratio", Count, "Imbalance the plan before would have had in the last clean window, over the imbalance measured in it.";
+    counter PLANS_COMMITTED = "evenkeel_plans_committed_total", Count, "Plans committed, by kind: boot, weights (no byte moves) or moves.";
+    counter PLANS_ABORTED = "evenkeel_plans_aborted_total", Count, "Plans given up before their commit, by code.";
+    counter PLAN_REFUSALS = "evenkeel_plan_refusals_total", Count, "Commands that an agent refused, by code.";
+    histogram PLAN_PHASE_SECONDS = "evenkeel_plan_phase_seconds", Seconds, "Time of a plan in each phase: prepare (to the last node staged), commit (to the last node flipped).";
+    counter SLOT_MOVES = "evenkeel_slot_moves_total", Count, "Expert slots that received another expert by a committed plan.";
+    counter MOVED_BYTES = "evenkeel_moved_bytes_total", Bytes, "Expert weight bytes staged, by path: local (same node) or peer.";
+    counter SLOTS_VERIFIED = "evenkeel_slots_verified_total", Count, "Staged slots whose bytes were compared with their fingerprint.";
+    histogram SOLVE_SECONDS = "evenkeel_solve_seconds", Seconds, "Time of one solve of all layers of a unit.";
+    gauge KV_USED = "evenkeel_kv_used_tokens", Count, "KVCache in use on a rank, in tokens, as its agent reported.";
+    gauge KV_CAPACITY = "evenkeel_kv_capacity_tokens", Count, "KVCache of a rank, in tokens, as its agent reported.";
+    gauge REQUESTS = "evenkeel_requests", Count, "Running requests of a rank, as its agent reported.";
+    counter TOKENS = "evenkeel_tokens_total", Count, "Tokens of a unit since its workers started, by kind: in_hit (found in a prefix cache), in_miss, out.";
+    gauge STEP_SECONDS = "evenkeel_step_seconds", Seconds, "Time of an engine step over the last report interval, slowest rank of the unit, by quantile.";
+    histogram ROUTING_SECONDS = "evenkeel_routing_decision_seconds", Seconds, "Time to decide one batch of routing events.";
+    counter ROUTING_DECISIONS = "evenkeel_routing_decisions_total", Count, "Routing decisions, by outcome: dispatch, hold, refuse.";
+    gauge HELD_PROMPTS = "evenkeel_held_prompts", Count, "Prompts held centrally until the next cohort.";
+    gauge AGENTS = "evenkeel_agents", Count, "Agents of a unit, by state: connected or away.";
+    gauge LEADER = "evenkeel_leader", Count, "1 while this balancer commands.";
+    histogram STORE_SECONDS = "evenkeel_store_seconds", Seconds, "Time of a store operation, by operation.";
+    counter ADMIN_REQUESTS = "evenkeel_admin_requests_total", Count, "Admin requests, by verb and code.";
+    counter DECODE_ERRORS = "evenkeel_decode_errors_total", Count, "Messages that could not be understood, by source.";
+    counter DROPPED_REPORTS = "evenkeel_dropped_reports_total", Count, "Load segments not used, by reason.";
+    counter LOAD_WINDOWS = "evenkeel_load_windows_total", Count, "Load windows closed, by completeness: clean, mixed (more than one plan) or given_up.";
+}
+
+/// Bucket bounds for times in seconds: 10 us (a batch of routing events) to 60 s (the longest phase).
+const SECONDS_BUCKETS: [f64; 14] =
+    [1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0];
+
+/// Installs the process-wide recorder.
+pub fn install() -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS_BUCKETS)?
+        .install_recorder()?;
+    describe();
+    metrics::gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    Ok(handle)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_prefixed_and_in_base_units() {
+        let mut names = NAMES.to_vec();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), NAMES.len());
+        for name in NAMES {
+            assert!(name.starts_with("evenkeel_"), "{name}");
+            assert!(!name.ends_with("_ms") && !name.ends_with("_us"), "{name}: seconds are the base unit");
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! `evenkeel serve`: binds every port before anything starts, runs until told to stop, and stops in order.
+
+use crate::config::Config;
+use crate::control_loop::{ControlLoop, EVENTS_MAX, Event, Query};
+use crate::grpc::admin::Admin;
+use crate::grpc::agents::Agents;
+use crate::grpc::routing::Routing;
+use crate::routing::Routers;
+use crate::store::embedded::EmbeddedStore;
+use crate::store::{Store, StoreError};
+use crate::{grpc, http, metrics};
+use evenkeel_proto::v1::admin_service_server::AdminServiceServer;
+use evenkeel_proto::v1::agent_service_server::AgentServiceServer;
+use evenkeel_proto::v1::routing_service_server::RoutingServiceServer;
+use evenkeel_proto::{DESCRIPTOR_SET, MESSAGE_BYTES_MAX};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::service::Routes;
+
+/// After the order to stop, open streams get this long to end before they are cut.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why the balancer does not run. `code` is stable.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A port that is taken or may not be used.
+    #[error("{key} {address}: {source}; choose another address or stop the program that uses it")]
+    Bind {
+        /// The key of the configuration.
+        key: &'static str,
+        /// Its value.
+        address: SocketAddr,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The metrics recorder is there already: two balancers in one process.
+    #[error("metrics: {0}")]
+    Metrics(String),
+    /// A server stopped by itself.
+    #[error("the {what} server stopped: {reason}")]
+    Server {
+        /// Which one.
+        what: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// A bug: the control loop panicked.
+    #[error("the control loop stopped: {0}")]
+    ControlLoop(String),
+}
+
+impl ServeError {
+    /// The stable code that operators see.
+    pub fn code(&self) -> &'static str {
+        match self {
+            ServeError::Bind { .. } => "port_unavailable",
+            ServeError::Store(e) => e.code(),
+            ServeError::Metrics(_) => "metrics_unavailable",
+            ServeError::Server { .. } => "server_stopped",
+            ServeError::ControlLoop(_) => "control_loop_stopped",
+        }
+    }
+}
+
+/// The addresses really bound, for configurations with port 0.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Bound {
+    /// Agents' stream.
+    pub agents: SocketAddr,
+    /// Admin and routing gRPC.
+    pub admin: SocketAddr,
+    /// Metrics and page.
+    pub metrics: SocketAddr,
+}
+
+/// Serves until `stop` completes. `ready` is called once, when every port answers.
+pub async fn serve(
+    config: Config,
+    ready: impl FnOnce(&Bound),
+    stop: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let agents_port = bind("agents_listen", config.agents_listen).await?;
+    let admin_port = bind("admin_listen", config.admin_listen).await?;
+    let metrics_port = bind("metrics_listen", config.metrics_listen).await?;
+    let local = |l: &TcpListener| l.local_addr().expect("a bound listener has an address");
+    let bound =
+        Bound { agents: local(&agents_port), admin: local(&admin_port), metrics: local(&metrics_port) };
+    let recorder = metrics::install().map_err(|e| ServeError::Metrics(e.to_string()))?;
+    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&config.state_dir)?);
+    let (events, queue) = mpsc::channel(EVENTS_MAX);
+    let routers = Arc::new(Routers::new(config.routing.policy()));
+    let control = ControlLoop::new(config, Arc::clone(&store), Arc::clone(&routers), events.clone())?;
+    let admin = Admin::new(events.clone(), store);
+
+    let (stopping, stopped) = watch::channel(false);
+    let mut loop_task = tokio::spawn(control.run(queue));
+    let mut servers = tokio::task::JoinSet::new();
+    servers.spawn(serve_agents(agents_port, Agents::new(events.clone()), stopped.clone()));
+    servers.spawn(serve_admin(admin_port, admin.clone(), Routing::new(routers), stopped.clone()));
+    servers.spawn(http::serve(metrics_port, recorder, admin, stopped));
+    ready(&bound);
+
+    let outcome = tokio::select! {
+        () = stop => Ok(()),
+        ended = &mut loop_task => Err(match ended {
+            Ok(Ok(())) => ServeError::ControlLoop("without being told to".to_owned()),
+            Ok(Err(e)) => e.into(),
+            Err(panic) => ServeError::ControlLoop(panic.to_string()),
+        }),
+        Some(ended) = servers.join_next() => Err(server_error(ended)),
+    };
+    tracing::info!("stopping");
+    if outcome.is_ok() {
+        let (done, stopped) = oneshot::channel();
+        // The drop of the loop ends the agents' streams, and they keep serving their last plan.
+        if events.send(Event::Query(Query::Stop(done))).await.is_ok() {
+            let _ = tokio::time::timeout(STOP_DEADLINE, stopped).await;
+        }
+    }
+    let _ = stopping.send(true);
+    let ended = async { while servers.join_next().await.is_some() {} };
+    if tokio::time::timeout(STOP_DEADLINE, ended).await.is_err() {
+        tracing::warn!("open streams were cut");
+    }
+    outcome
+}
+
+async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address).await.map_err(|source| ServeError::Bind { key, address, source })
+}
+
+fn server_error(ended: Result<Result<(), ServeError>, tokio::task::JoinError>) -> ServeError {
+    match ended {
+        Ok(Err(e)) => e,
+        Ok(Ok(())) => ServeError::Server { what: "unknown", reason: "without being told to".to_owned() },
+        Err(panic) => ServeError::Server { what: "unknown", reason: panic.to_string() },
+    }
+}
+
+/// Completes when the balancer stops.
+pub(crate) async fn until_stopped(mut stopped: watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is a stop too.
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+async fn serve_agents(
+    port: TcpListener,
+    agents: Agents,
+    stopped: watch::Receiver<bool>,
+) -> Result<(), ServeError> {
+    let service = AgentServiceServer::new(agents)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    grpc::server()
+        .add_service(service)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(port), until_stopped(stopped))
+        .await
+        .map_err(|e| ServeError::Server { what: "agents", reason: e.to_string() })
+}
+
+async fn serve_admin(
+    port: TcpListener,
+    admin: Admin,
+    routing: Routing,
+    stopped: watch::Receiver<bool>,
+) -> Result<(), ServeError> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<AdminServiceServer<Admin>>().await;
+    reporter.set_serving::<RoutingServiceServer<Routing>>().await;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let v1 = reflection().build_v1().expect("our own descriptor set is well-formed");
+    let v1alpha = reflection().build_v1alpha().expect("our own descriptor set is well-formed");
+    let admin = AdminServiceServer::new(admin).max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let routing = RoutingServiceServer::new(routing).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let routes = Routes::new(admin).add_service(routing).add_service(health);
+    let routes = routes.add_service(v1).add_service(v1alpha);
+    grpc::server()
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(port), until_stopped(stopped))
+        .await
+        .map_err(|e| ServeError::Server { what: "admin", reason: e.to_string() })
+}

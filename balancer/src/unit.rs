@@ -1,0 +1,255 @@
+//! What the balancer knows of one unit, and the pure steps from its telemetry to its next plan.
+
+use crate::push::PreparedCache;
+use crate::telemetry::{CleanWindow, WindowAssembler};
+use evenkeel_core::experts::{self, Solved, Target};
+use evenkeel_core::ids::{NodeId, Rank, UnitId};
+use evenkeel_core::plan::{LayerPlan, Plan, max_over_mean};
+use evenkeel_core::policy::ExpertPolicy;
+use evenkeel_core::protocol::membership::Membership;
+use evenkeel_core::protocol::unit::{Activity, PlanRef, UnitControl};
+use evenkeel_core::snapshot::{Snapshot, Window};
+use evenkeel_core::topology::UnitTopology;
+use evenkeel_core::units::Millis;
+use evenkeel_proto::v1;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Identifies one stream of one agent.
+pub type StreamId = u64;
+
+/// A connected node.
+#[derive(Debug, Clone)]
+pub struct Presence {
+    /// Its stream.
+    pub stream: StreamId,
+    /// The plan it serves, as it last said.
+    pub applied: Option<PlanRef>,
+    /// Where its experts can be fetched.
+    pub transfer_address: String,
+}
+
+/// A unit: forming until every rank has a node and every node serves the boot plan, formed ever after.
+pub struct Unit {
+    /// Its name.
+    pub id: UnitId,
+    /// Who belongs to it.
+    pub membership: Membership,
+    /// Who is connected.
+    pub present: BTreeMap<NodeId, Presence>,
+    /// What each rank last said of itself.
+    pub gauges: BTreeMap<Rank, v1::RankGauges>,
+    /// Set by an operator: no new plan is made.
+    pub paused: bool,
+    /// What the last window led to, for people.
+    pub last_decision: String,
+    /// Present once the first plan is committed.
+    pub formed: Option<Formed>,
+}
+
+/// The moving parts of a formed unit.
+pub struct Formed {
+    /// Ranks and nodes.
+    pub topology: Arc<UnitTopology>,
+    /// The plan protocol.
+    pub control: UnitControl,
+    /// Open load windows.
+    pub windows: WindowAssembler,
+    /// The last window that can be solved on.
+    pub last_clean: Option<CleanWindow>,
+    /// Clean windows since the balancer started.
+    pub clean_windows: u64,
+    /// The placement the unit is on its way to.
+    pub target: Option<Target>,
+    /// The window of the last decision: the next one waits for new counts, unless a target is under way.
+    pub decided: Option<Window>,
+    /// A solve is running.
+    pub solving: bool,
+    /// No plan is tried before this time, after one was aborted.
+    pub resume_at: Millis,
+    /// The plan under way: its account and the counts it was solved on.
+    pub pending: Option<Pending>,
+    /// Plans as they go over the wire.
+    pub prepared: PreparedCache,
+}
+
+/// A plan between its solve and its settling.
+#[derive(Debug, Clone)]
+pub struct Pending {
+    /// Its account, complete but for the time of the commit.
+    pub summary: v1::PlanSummary,
+    /// The counts it was solved on.
+    pub loads: v1::LoadTable,
+    /// When its current phase began.
+    pub phase_began: Millis,
+}
+
+impl Unit {
+    /// A unit without nodes.
+    pub fn new(id: UnitId, membership: Membership) -> Self {
+        Self {
+            id,
+            membership,
+            present: BTreeMap::new(),
+            gauges: BTreeMap::new(),
+            paused: false,
+            last_decision: "waiting for every rank's agent".to_owned(),
+            formed: None,
+        }
+    }
+
+    /// Whether the first plan can be committed: every rank has a node, and every node serves the boot plan.
+    pub fn ready_to_form(&self) -> Option<Arc<UnitTopology>> {
+        if self.formed.is_some() {
+            return None;
+        }
+        let topology = self.membership.topology().ok()?;
+        let boot = Plan::boot(self.id.clone(), topology.shape());
+        let boot = Some((boot.epoch, boot.digest()));
+        let ready = |n: &NodeId| self.present.get(n).is_some_and(|p| p.applied == boot);
+        topology.nodes().iter().all(ready).then_some(topology)
+    }
+
+    /// The unit's record for the store.
+    pub fn record(&self) -> v1::StoredUnit {
+        let node = |(node, ranks): (&NodeId, &Vec<Rank>)| v1::StoredNode {
+            node: node.to_string(),
+            ranks: ranks.iter().map(|r| r.0.into()).collect(),
+        };
+        v1::StoredUnit {
+            unit: self.id.to_string(),
+            shape: Some(self.membership.shape().into()),
+            weights_digest: self.membership.weights_digest().to_vec(),
+            nodes: self.membership.claims().iter().map(node).collect(),
+        }
+    }
+
+    /// What the unit is doing, for people.
+    pub fn state(&self) -> v1::UnitState {
+        let Some(formed) = &self.formed else { return v1::UnitState::Forming };
+        match formed.control.activity() {
+            Activity::Incomplete => v1::UnitState::Forming,
+            Activity::Preparing => v1::UnitState::Preparing,
+            Activity::Committing => v1::UnitState::Committing,
+            Activity::Steady if self.paused => v1::UnitState::Paused,
+            Activity::Steady => v1::UnitState::Steady,
+        }
+    }
+
+    /// Max over mean of the measured rank loads in the last clean window, mean over layers.
+    pub fn expert_imbalance(&self) -> Option<f64> {
+        let formed = self.formed.as_ref()?;
+        let window = formed.last_clean.as_ref()?;
+        Some(window.imbalance(formed.topology.shape().ranks.into()))
+    }
+}
+
+impl Formed {
+    /// A unit whose nodes are all away, with the committed plan `head`.
+    pub fn new(topology: Arc<UnitTopology>, control: UnitControl) -> Self {
+        Self {
+            topology,
+            control,
+            windows: WindowAssembler::default(),
+            last_clean: None,
+            clean_windows: 0,
+            target: None,
+            decided: None,
+            solving: false,
+            resume_at: Millis(0),
+            pending: None,
+            prepared: PreparedCache::default(),
+        }
+    }
+
+    /// The last window whose decision has been carried out; `None` while anything is under way.
+    pub fn settled(&self) -> Option<Window> {
+        let quiet = !self.solving && self.target.is_none() && self.control.can_propose();
+        self.decided.filter(|_| quiet)
+    }
+
+    /// The work of one solve, to be run off the control loop; `None` when nothing may be planned now.
+    pub fn next_solve(&self, now: Millis, policy: &ExpertPolicy) -> Option<SolveJob> {
+        if self.solving || now < self.resume_at || !self.control.can_propose() {
+            return None;
+        }
+        let window = self.last_clean.as_ref()?;
+        if self.target.is_none() && self.decided == Some(window.window) {
+            return None;
+        }
+        Some(SolveJob {
+            topology: Arc::clone(&self.topology),
+            window: window.clone(),
+            running: Arc::clone(self.control.head()),
+            target: self.target.clone(),
+            policy: policy.clone(),
+        })
+    }
+
+    /// Imbalance that a plan would have had in the last clean window over the one measured in it: what the
+    /// running plan has gained over its parent.
+    pub fn realised_gain(&self) -> Option<f64> {
+        let window = self.last_clean.as_ref()?;
+        let head = self.control.head();
+        let parent = self.control.plan_of(head.parent?.0)?;
+        if window.epoch != head.epoch {
+            return None;
+        }
+        let shape = self.topology.shape();
+        let before = mean_imbalance(&parent.layers, |l, layer| layer.imbalance(shape, window.loads.layer(l)));
+        Some(before / window.imbalance(shape.ranks.into()))
+    }
+}
+
+impl CleanWindow {
+    /// Max over mean of the rank loads, mean over layers.
+    pub fn imbalance(&self, ranks: usize) -> f64 {
+        let layers: Vec<&[u64]> = self.rank_loads.chunks_exact(ranks).collect();
+        mean_imbalance(&layers, |_, loads| {
+            max_over_mean(&loads.iter().map(|&l| l as f64).collect::<Vec<_>>())
+        })
+    }
+}
+
+fn mean_imbalance<T>(layers: &[T], imbalance: impl Fn(usize, &T) -> f64) -> f64 {
+    let sum: f64 = layers.iter().enumerate().map(|(l, layer)| imbalance(l, layer)).sum();
+    sum / layers.len() as f64
+}
+
+/// The input of one solve.
+pub struct SolveJob {
+    topology: Arc<UnitTopology>,
+    window: CleanWindow,
+    running: Arc<Plan>,
+    target: Option<Target>,
+    policy: ExpertPolicy,
+}
+
+/// A solve's result with the counts it was made on.
+pub struct SolveResult {
+    /// The plan and its account.
+    pub solved: Solved,
+    /// The window.
+    pub window: CleanWindow,
+    /// The head it was made on.
+    pub base: PlanRef,
+}
+
+impl SolveJob {
+    /// Runs the solver. Pure, but too long for the control loop.
+    pub fn run(self) -> SolveResult {
+        let ranks = self.topology.shape().ranks;
+        let loads = self.window.loads.clone();
+        let snapshot = Snapshot::new(self.topology, self.window.window, loads, ranks, 0)
+            .expect("a clean window has the unit's shape");
+        let solved = experts::solve(&snapshot, &self.running, self.target.as_ref(), &self.policy);
+        let base = (self.running.epoch, self.running.digest());
+        SolveResult { solved, window: self.window, base }
+    }
+}
+
+/// `[layers][ranks]`, row-major: the load of every rank under `layers` in a window.
+pub fn rank_loads_under(layers: &[LayerPlan], window: &CleanWindow, topology: &UnitTopology) -> Vec<f64> {
+    let of = |(l, layer): (usize, &LayerPlan)| layer.rank_loads(topology.shape(), window.loads.layer(l));
+    layers.iter().enumerate().flat_map(of).collect()
+}

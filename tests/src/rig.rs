@@ -1,0 +1,363 @@
+//! A small unit: one balancer, a few agents, and the means to feed, break and inspect them.
+
+use crate::process::{Process, program, wait_for};
+use evenkeel_agent::config::{Output, VerifyFlags};
+use evenkeel_agent::verify;
+use evenkeel_core::plan::Plan;
+use evenkeel_proto::v1::admin_service_client::AdminServiceClient;
+use evenkeel_proto::v1::simulated_engine_service_client::SimulatedEngineServiceClient;
+use evenkeel_proto::v1::{self, UnitState};
+use evenkeel_worker::simulated::control;
+use prost::Message as _;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output as ProcessOutput};
+use tokio::runtime::Runtime;
+
+/// Steps of a load window.
+pub const WINDOW_STEPS: u64 = 4;
+/// Name of the only unit.
+pub const UNIT: &str = "u";
+
+/// Size of the unit.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Nodes, one agent each.
+    pub nodes: u16,
+    /// Ranks of a node.
+    pub ranks_per_node: u16,
+    /// Layers.
+    pub layers: u16,
+    /// Experts.
+    pub experts: u16,
+    /// Slots that a plan may fill.
+    pub slots_per_rank: u16,
+    /// Bytes of one expert.
+    pub expert_bytes: u64,
+    /// Bytes a second that each node may receive: slows staging down, so that a test can strike inside it.
+    pub transfer_bytes_per_second: Option<u64>,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self {
+            nodes: 3,
+            ranks_per_node: 2,
+            layers: 4,
+            experts: 16,
+            slots_per_rank: 4,
+            expert_bytes: 1000,
+            transfer_bytes_per_second: None,
+        }
+    }
+}
+
+struct Agent {
+    process: Process,
+    state_dir: PathBuf,
+    engine: String,
+}
+
+/// Addresses of the balancer.
+#[derive(Debug, Clone)]
+pub struct Ports {
+    /// Agents' stream.
+    pub agents: String,
+    /// Admin and routing.
+    pub admin: String,
+    /// Metrics and page.
+    pub metrics: String,
+}
+
+/// See the module.
+pub struct Rig {
+    runtime: Runtime,
+    shape: Shape,
+    dir: tempfile::TempDir,
+    balancer: Process,
+    /// Where the balancer listens, the same over restarts.
+    pub ports: Ports,
+    agents: Vec<Agent>,
+    /// Number of the next step.
+    step: u64,
+}
+
+impl Rig {
+    /// Starts everything and waits until the unit has formed.
+    pub fn start(shape: Shape) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let config = format!(
+            "cluster = \"test\"\n[control]\nwindow_steps = {WINDOW_STEPS}\nreport_interval_ms = 20\nabort_pause_ms = 100\nping_interval_ms = 200\nsilence_limit_ms = 2000\n"
+        );
+        std::fs::write(dir.path().join("balancer.toml"), config).expect("written");
+        let any = "127.0.0.1:0".to_owned();
+        let any = Ports { agents: any.clone(), admin: any.clone(), metrics: any };
+        let (balancer, ports) = start_balancer(dir.path(), &any);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let mut rig = Self {
+            runtime: runtime.expect("a runtime"),
+            shape,
+            dir,
+            balancer,
+            ports,
+            agents: Vec::new(),
+            step: 0,
+        };
+        for node in 0..shape.nodes {
+            let agent = rig.start_agent(node);
+            rig.agents.push(agent);
+        }
+        rig.wait_for_state(UnitState::Steady);
+        rig
+    }
+
+    fn start_agent(&self, node: u16) -> Agent {
+        let state_dir = self.dir.path().join(format!("agent-{node}"));
+        let ports_file = state_dir.join("ports.json");
+        let _ = std::fs::remove_file(&ports_file);
+        let shape = &self.shape;
+        let (first, last) = (node * shape.ranks_per_node, (node + 1) * shape.ranks_per_node - 1);
+        let mut command = Command::new(program("evenkeel-agent"));
+        let mut flag = |name: &str, value: String| drop(command.arg(name).arg(value));
+        flag("--balancer", self.ports.agents.clone());
+        flag("--cluster", "test".to_owned());
+        flag("--node", format!("n-{node}"));
+        flag("--unit", UNIT.to_owned());
+        flag("--role", "decode".to_owned());
+        flag("--layers", shape.layers.to_string());
+        flag("--experts", shape.experts.to_string());
+        flag("--top-k", "2".to_owned());
+        flag("--ranks-total", (shape.nodes * shape.ranks_per_node).to_string());
+        flag("--ranks", format!("{first}-{last}"));
+        flag("--slots-per-rank", shape.slots_per_rank.to_string());
+        flag("--spare-per-rank", "1".to_owned());
+        flag("--expert-bytes", shape.expert_bytes.to_string());
+        flag("--weights-seed", "7".to_owned());
+        flag("--state-dir", state_dir.display().to_string());
+        for listen in ["--metrics", "--transfer", "--engine"] {
+            flag(listen, "127.0.0.1:0".to_owned());
+        }
+        if let Some(rate) = shape.transfer_bytes_per_second {
+            flag("--transfer-bytes-per-second", rate.to_string());
+        }
+        let mut process = Process::start(command, &self.dir.path().join(format!("agent-{node}.log")));
+        let ports = wait_for("an agent to listen", || {
+            process.assert_alive();
+            read_json(&ports_file)
+        });
+        let engine = ports["engine"].as_str().expect("an address").to_owned();
+        Agent { process, state_dir, engine }
+    }
+
+    /// kill -9 of an agent.
+    pub fn kill_agent(&mut self, node: usize) {
+        self.agents[node].process.kill();
+    }
+
+    /// Removes a killed agent's state, as a replaced disk would.
+    pub fn forget_agent_state(&self, node: usize) {
+        std::fs::remove_dir_all(&self.agents[node].state_dir).expect("the state can be removed");
+    }
+
+    /// Starts a killed agent again on its state.
+    pub fn restart_agent(&mut self, node: usize) {
+        let agent = self.start_agent(u16::try_from(node).expect("few nodes"));
+        self.agents[node] = agent;
+    }
+
+    /// kill -9 of the balancer.
+    pub fn kill_balancer(&mut self) {
+        self.balancer.kill();
+    }
+
+    /// Starts the balancer again on its state, at the same addresses.
+    pub fn restart_balancer(&mut self) {
+        (self.balancer, _) = start_balancer(self.dir.path(), &self.ports);
+    }
+
+    /// Stops everything by SIGTERM; each process must end well.
+    pub fn stop(mut self) {
+        for agent in &mut self.agents {
+            assert!(agent.process.terminate().success(), "an agent stops cleanly");
+        }
+        assert!(self.balancer.terminate().success(), "the balancer stops cleanly");
+    }
+
+    /// Runs one window in which `tokens` go to each logical expert of every layer.
+    pub fn feed(&mut self, tokens: &[u64]) {
+        assert_eq!(tokens.len(), usize::from(self.shape.experts));
+        for _ in 0..WINDOW_STEPS {
+            self.feed_step(tokens);
+        }
+    }
+
+    /// Runs one step on every living agent. Panics if an agent that should live does not answer.
+    pub fn feed_step(&mut self, tokens: &[u64]) {
+        for node in 0..self.agents.len() {
+            self.feed_node(node, tokens).expect("a living agent runs its step");
+        }
+        self.step += 1;
+    }
+
+    /// Runs the current step on one agent.
+    fn feed_node(&self, node: usize, tokens: &[u64]) -> Result<v1::StepResponse, String> {
+        let layers = usize::from(self.shape.layers);
+        let counts = v1::LoadTable {
+            layers: self.shape.layers.into(),
+            experts: self.shape.experts.into(),
+            counts: tokens.repeat(layers),
+        };
+        let request = v1::StepRequest {
+            step: self.step,
+            routing: Some(v1::step_request::Routing::Counts(counts)),
+            gauges: Vec::new(),
+        };
+        let address = format!("http://{}", self.agents[node].engine);
+        self.runtime.block_on(async {
+            let client = SimulatedEngineServiceClient::connect(address).await;
+            let mut client = client.map_err(|e| e.to_string())?;
+            client.step(request).await.map(tonic::Response::into_inner).map_err(|e| e.to_string())
+        })
+    }
+
+    /// Calls the admin service.
+    pub fn admin<T>(
+        &self,
+        call: impl AsyncFnOnce(AdminServiceClient<tonic::transport::Channel>) -> Result<T, tonic::Status>,
+    ) -> Result<T, String> {
+        let address = format!("http://{}", self.ports.admin);
+        self.runtime.block_on(async {
+            let client = AdminServiceClient::connect(address).await.map_err(|e| e.to_string())?;
+            call(client.max_decoding_message_size(evenkeel_proto::MESSAGE_BYTES_MAX))
+                .await
+                .map_err(|e| e.message().to_owned())
+        })
+    }
+
+    /// Status of the unit, if the balancer answers and knows it.
+    pub fn status(&self) -> Option<v1::UnitStatus> {
+        let status = self.admin(async |mut c| Ok(c.get_status(v1::GetStatusRequest {}).await?.into_inner()));
+        status.ok()?.units.into_iter().find(|u| u.unit == UNIT)
+    }
+
+    /// Waits for a state of the unit.
+    #[track_caller]
+    pub fn wait_for_state(&self, state: UnitState) -> v1::UnitStatus {
+        wait_for(state.as_str_name(), || self.status().filter(|u| u.state() == state))
+    }
+
+    /// Waits until the unit has carried out its decision on the last window fed.
+    #[track_caller]
+    pub fn wait_until_settled(&self) -> v1::UnitStatus {
+        let last = self.step - WINDOW_STEPS;
+        let settled = |u: &v1::UnitStatus| u.settled.is_some_and(|w| w.from_step >= last);
+        wait_for("the unit to come to rest", || self.status().filter(settled))
+    }
+
+    /// Accounts of all committed plans, oldest first.
+    pub fn plans(&self) -> Vec<v1::PlanSummary> {
+        let request = v1::ListPlansRequest { unit: UNIT.to_owned(), limit: 500 };
+        let answer = self.admin(async |mut c| Ok(c.list_plans(request).await?.into_inner().plans));
+        let mut plans = answer.expect("plans are listed");
+        plans.reverse();
+        plans
+    }
+
+    /// Every committed epoch is one more than the one before, from the boot plan on.
+    #[track_caller]
+    pub fn assert_epochs_committed_once(&self) {
+        let epochs: Vec<u64> = self.plans().iter().map(|p| p.id.as_ref().expect("an id").epoch).collect();
+        assert_eq!(epochs, (0..epochs.len() as u64).collect::<Vec<_>>());
+    }
+
+    /// Runs the independent verifier as a process of its own against the committed plan.
+    pub fn verify(&self) -> (ProcessOutput, Value) {
+        let mut command = Command::new(program("evenkeel-agent"));
+        command.args(["verify", "--output", "json", "--admin", &self.ports.admin]);
+        for agent in &self.agents {
+            command.arg("--state").arg(&agent.state_dir);
+        }
+        let output = command.output().expect("the verifier runs");
+        let report = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+        (output, report)
+    }
+
+    /// The verifier must compare every filled slot and find nothing wrong.
+    #[track_caller]
+    pub fn assert_all_slots_hold_what_the_plan_says(&self) {
+        let (output, report) = self.verify();
+        assert!(output.status.success(), "{report:#}\n{}", String::from_utf8_lossy(&output.stderr));
+        let Shape { nodes, ranks_per_node, layers, slots_per_rank, .. } = self.shape;
+        let slots = u64::from(nodes) * u64::from(ranks_per_node) * u64::from(layers * slots_per_rank);
+        assert_eq!(report["slots_compared"], slots);
+        assert_eq!(report["slots_wrong"], 0);
+    }
+
+    /// Changes one byte in the middle of an agent's slots.
+    pub fn plant_wrong_byte(&self, node: usize) {
+        use std::os::unix::fs::FileExt as _;
+        let path = self.agents[node].state_dir.join("slots.bin");
+        let file = std::fs::File::options().read(true).write(true).open(&path).expect("slots are a file");
+        // The last slots of the file are the last rank's spare; half way stands some slot's content.
+        let at = file.metadata().expect("has a size").len() / 2;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).expect("readable");
+        file.write_all_at(&[byte[0] ^ 1], at).expect("writable");
+    }
+
+    /// The plans that the nodes' workers serve right now, read from their files: nodes may differ while a
+    /// plan is being applied.
+    fn plans_in_service(&self) -> Vec<Plan> {
+        let read = |agent: &Agent| control::read(&agent.state_dir.join("control.bin")).ok().flatten();
+        self.agents.iter().filter_map(read).collect()
+    }
+
+    /// Every slot that any node's tables name holds its expert, on whatever node the slot is: no token can
+    /// be sent to a slot without its expert. Returns whether the look was conclusive: nothing flipped
+    /// meanwhile.
+    #[track_caller]
+    pub fn assert_no_expert_without_live_replica(&self) -> bool {
+        let before = self.plans_in_service();
+        let mut reports = Vec::new();
+        for plan in &before {
+            let file = self.dir.path().join("in-service.plan");
+            std::fs::write(&file, v1::Plan::from(plan).encode_to_vec()).expect("written");
+            let flags = VerifyFlags {
+                admin: String::new(),
+                plan: Some(file),
+                states: self.agents.iter().map(|a| a.state_dir.clone()).collect(),
+                output: Output::Json,
+            };
+            reports.push(self.runtime.block_on(verify::run(&flags)).expect("slots can be read"));
+        }
+        if before.is_empty() || self.plans_in_service() != before {
+            return false;
+        }
+        for report in reports {
+            assert!(report.is_clean(), "{report:?}");
+        }
+        true
+    }
+}
+
+fn read_json(path: &Path) -> Option<Value> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+fn start_balancer(dir: &Path, ports: &Ports) -> (Process, Ports) {
+    let ports_file = dir.join("ports.json");
+    let _ = std::fs::remove_file(&ports_file);
+    let mut command = Command::new(program("evenkeel"));
+    command.arg("serve").arg("--config").arg(dir.join("balancer.toml"));
+    command.arg("--state-dir").arg(dir.join("balancer")).arg("--ports-file").arg(&ports_file);
+    command.args(["--agents-listen", &ports.agents, "--admin-listen", &ports.admin]);
+    command.args(["--metrics-listen", &ports.metrics]);
+    let mut process = Process::start(command, &dir.join("balancer.log"));
+    let bound = wait_for("the balancer to listen", || {
+        process.assert_alive();
+        read_json(&ports_file)
+    });
+    let address = |key: &str| bound[key].as_str().expect("an address").to_owned();
+    let ports = Ports { agents: address("agents"), admin: address("admin"), metrics: address("metrics") };
+    (process, ports)
+}
