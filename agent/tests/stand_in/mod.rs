@@ -353,6 +353,13 @@ impl v1::admin_service_server::AdminService for OnePlan {
         Err(Status::unimplemented(""))
     }
 
+    async fn get_rank_loads(
+        &self,
+        _: tonic::Request<v1::GetRankLoadsRequest>,
+    ) -> Result<Response<v1::GetRankLoadsResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn pause(
         &self,
         _: tonic::Request<v1::PauseRequest>,
