@@ -227,6 +227,8 @@ pub enum Request {
 /// Reads the command line, the environment and the file.
 pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, Failure> {
     let parsed = CommandLine::command()
+        // The help says once how their names are made.
+        .mut_args(|argument| argument.hide_env(true))
         .try_get_matches_from(arguments)
         .and_then(|matches| CommandLine::from_arg_matches(&matches));
     let line = match parsed {

@@ -166,7 +166,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ledger.bin");
         let bytes = encode(&record());
-        let mut refused = |damaged: &[u8]| {
+        let refused = |damaged: &[u8]| {
             fs::write(&path, damaged).unwrap();
             let failure = Ledger::open(directory.path()).unwrap_err();
             assert_eq!(failure.code, "ledger_corrupt");

@@ -100,7 +100,8 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
     let mut tasks = JoinSet::new();
     tasks.spawn(reconciler.run(stop.clone()));
     tasks.spawn(metrics::serve(listeners.metrics, metrics.clone(), stop.clone()));
-    let serve = server::Serve { worker: worker.clone(), weights, metrics: metrics.clone() };
+    let connections_max = server::CONNECTIONS_MAX;
+    let serve = server::Serve { worker: worker.clone(), weights, metrics: metrics.clone(), connections_max };
     let transfer = server::run(listeners.transfer, serve, stop.clone());
     tasks.spawn(async {
         transfer.await;
@@ -114,7 +115,7 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
         session.run(stop).await;
         Ok(())
     });
-    let ports_file = config.state_dir.join("ports.json");
+    let ports_file = start::ports_file(&config.state_dir);
     replace(&ports_file, ports.to_json().as_bytes())
         .map_err(|error| Failure::other("state_unwritable", format!("{}: {error}", ports_file.display())))?;
     Ok(Running { ports, shutdown, tasks, ports_file, _lock: lock })

@@ -27,7 +27,7 @@ use evenkeel_worker::simulated::{Found, SimulatedWorker, weights};
 use evenkeel_worker::{NodeLayout, WorkerBackend, WorkerError};
 use sha2::{Digest as _, Sha256};
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Everything an agent holds in its state directory.
@@ -41,6 +41,11 @@ pub struct State {
     pub worker: Arc<SimulatedWorker>,
     /// Keeps other agents out.
     pub lock: File,
+}
+
+/// Where an agent says on which ports it listens.
+pub fn ports_file(directory: &Path) -> PathBuf {
+    directory.join("ports.json")
 }
 
 /// Names the weights that this configuration derives.
@@ -57,6 +62,8 @@ pub fn open(config: &Config) -> Result<State, Failure> {
         Failure::other("state_unwritable", format!("creating {}: {error}", directory.display()))
     })?;
     let lock = lock(directory)?;
+    // The one before is gone, and a starter must not take its ports for ours.
+    let _ = fs::remove_file(ports_file(directory));
     let invalid = |error: evenkeel_core::topology::TopologyError| Failure::usage(error.code(), error);
     let topology =
         node_view(config.unit.clone(), config.shape.clone(), &config.node, &config.ranks).map_err(invalid)?;

@@ -2,9 +2,14 @@
 
 mod stand_in;
 
+use evenkeel_proto::v1;
+use evenkeel_proto::v1::PlanOutcome::{Applied, Prepared};
+use prost::Message as _;
 use stand_in::{Balancer, Unit};
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::FileExt as _;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 fn agent(arguments: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_evenkeel-agent"));
@@ -38,6 +43,12 @@ fn bad_flags_exit_with_2_and_leave_nothing_behind() {
     check_fails(&run(&format!("{flags} --expertbytes 5")), 2, "usage");
     check_fails(&run(&flags.replace("--ranks-total 4", "--ranks-total 2")), 2, "topology_too_few_slots");
     check_fails(&run(&flags.replace("--ranks 0-1", "--ranks 4")), 2, "config_invalid");
+    let environment = ("EVENKEEL_AGENT_EXPERT_BYTES", "0");
+    let flags = flags.replace("--expert-bytes 100", "");
+    let output = agent(&flags).envs([environment]).output().unwrap();
+    check_fails(&output, 2, "topology_out_of_range");
+    let output = agent(&format!("{flags} --expert-bytes x")).envs([environment]).output().unwrap();
+    check_fails(&output, 2, "usage");
     let directory = unit.directories[0].path();
     assert_eq!(std::fs::read_dir(directory).unwrap().count(), 0);
     let help = run("--help");
@@ -67,7 +78,7 @@ async fn an_agent_serves_metrics_keeps_others_out_and_stops_when_asked() {
     assert_eq!(ports["pid"].as_u64(), Some(child.id().into()));
 
     stream.welcome(1, None).await;
-    stream.expect(evenkeel_proto::v1::PlanOutcome::Applied).await;
+    stream.expect(Applied).await;
     check_fails(&agent(&flags).output().unwrap(), 1, "state_locked");
     let metrics = get(ports["metrics"].as_str().unwrap(), "/metrics");
     assert!(metrics.contains("\nevenkeel_agent_connected 1\n"), "{metrics}");
@@ -88,7 +99,7 @@ async fn a_killed_agent_comes_back_with_its_plan() {
     let (mut child, _) = spawn(&flags);
     let (mut stream, _) = balancer.accept().await;
     stream.welcome(3, None).await;
-    stream.expect(evenkeel_proto::v1::PlanOutcome::Applied).await;
+    stream.expect(Applied).await;
     child.kill().unwrap();
     child.wait().unwrap();
     let (mut child, _) = spawn(&flags);
@@ -106,6 +117,87 @@ async fn a_killed_agent_comes_back_with_its_plan() {
         1,
         "plan_unreadable",
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_at_any_moment_of_a_plan_can_be_rolled_forward() {
+    let (unit, mut balancer) = (Unit::new(), Balancer::start().await);
+    let flags = unit.arguments(0, balancer.address);
+    let mut base = unit.boot();
+    for round in 0..16u32 {
+        // Expert 1 goes to the spare slot of rank 0, and back again.
+        let first = if round % 2 == 0 { "0 - 1 2 3 - 4 5 - 0 1 -" } else { "0 1 - 2 3 - 4 5 - 0 1 -" };
+        let plan = unit.child(&base, first);
+        let (mut child, _) = spawn(&flags);
+        let (mut stream, hello) = balancer.accept().await;
+        stream.welcome(1, Some(&base)).await;
+        if hello.applied.is_none() {
+            stream.expect(Applied).await;
+        }
+        stream.prepare(1, &unit, 0, &base, &plan).await;
+        if round >= 4 {
+            stream.expect(Prepared).await;
+            stream.commit(1, &plan).await;
+        }
+        // Somewhere within staging, flip or the writing of the ledger.
+        tokio::time::sleep(Duration::from_micros(u64::from(round % 4) * 400)).await;
+        child.kill().unwrap();
+        child.wait().unwrap();
+
+        let (mut child, _) = spawn(&flags);
+        let (mut stream, hello) = balancer.accept().await;
+        stream.welcome(1, None).await;
+        if hello.applied == Some(stand_in::id(&base)) {
+            stream.prepare(1, &unit, 0, &base, &plan).await;
+            stream.expect(Prepared).await;
+        }
+        stream.commit(1, &plan).await;
+        assert_eq!(stream.expect(Applied).await.applied, Some(stand_in::id(&plan)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), v1::Plan::from(&plan).encode_to_vec()).unwrap();
+        let report = stand_in::verify(file.path(), &[unit.directories[0].path()]).await;
+        assert_eq!((report.slots_compared, report.slots_wrong), (8, 0), "round {round}");
+        base = plan;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_asks_the_balancer_for_the_plan_and_finds_a_planted_byte() {
+    let mut unit = Unit::new();
+    let mut balancer = Balancer::start().await;
+    let agent_0 = unit.start(0, balancer.address).await;
+    let (mut stream, _) = balancer.accept().await;
+    stream.welcome(1, None).await;
+    stream.expect(Applied).await;
+    let admin = stand_in::serve_plan(unit.boot()).await;
+    let directory = unit.directories[0].path();
+    let flags = format!("verify --admin {admin} --state {} --output json", directory.display());
+    let run = || {
+        let output = agent(&flags).output().unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("a line of JSON");
+        (output.status.code(), report)
+    };
+    let run = async || tokio::task::block_in_place(run);
+    let (code, report) = run().await;
+    assert_eq!(code, Some(0), "{report}");
+    assert_eq!(report["slots_compared"], 8);
+    assert_eq!(report["slots_empty"], 4);
+    assert_eq!(report["bytes_compared"], 800);
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(directory.join("slots.bin")).unwrap();
+    // Byte 7 of the last layer's slot 4, which holds expert 3: two slots lie behind it.
+    let at = file.metadata().unwrap().len() - 200 + 7;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[!byte[0]], at).unwrap();
+    let (code, report) = run().await;
+    assert_eq!(code, Some(1));
+    let place = serde_json::json!({"node": "n0", "rank": 1, "layer": 1, "slot": 4, "expert": 3, "byte": 7});
+    assert_eq!((&report["slots_wrong"], &report["mismatches"][0]), (&1.into(), &place));
+    agent_0.stop().await;
+    let unreachable = flags.replace(&admin.to_string(), "127.0.0.1:1");
+    check_fails(&agent(&unreachable).output().unwrap(), 1, "balancer_unreachable");
 }
 
 /// A GET request's whole answer.

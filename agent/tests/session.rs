@@ -196,3 +196,72 @@ async fn a_boot_plan_of_the_welcome_is_what_the_worker_boots_with() {
     stream.welcome(1, Some(&plan)).await;
     assert_eq!(stream.expect(Applied).await.applied, Some(id(&plan)));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn staging_that_outlasts_its_deadline_is_given_up() {
+    let (mut unit, mut balancer) = (Unit::new(), Balancer::start().await);
+    // At one byte a second the move of 100 bytes outlasts everything here.
+    let _a = unit.start_paced(0, balancer.address, 1).await;
+    let (mut stream, _) = balancer.accept().await;
+    stream.welcome(1, None).await;
+    stream.expect(Applied).await;
+    let (boot_plan, plan) = (unit.boot(), unit.child(&unit.boot(), "0 - 2 2 3 - 4 5 - 0 1 -"));
+    stream.prepare_within(1, &unit, 0, &boot_plan, &plan).await;
+    let refused = stream.expect(Refused).await;
+    assert_eq!((refused.code.as_str(), refused.applied), ("deadline_exceeded", Some(id(&boot_plan))));
+    stream.commit(1, &plan).await;
+    assert_eq!(stream.expect(Refused).await.code, "not_prepared");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_term_that_cannot_be_made_durable_ends_the_agent() {
+    let (mut unit, mut balancer) = (Unit::new(), Balancer::start().await);
+    let mut agent = unit.start(0, balancer.address).await;
+    // The ledger is written aside first: a directory in that place is in its way.
+    std::fs::create_dir(unit.directories[0].path().join("ledger.tmp")).unwrap();
+    let (mut stream, _) = balancer.accept().await;
+    stream.welcome(1, None).await;
+    assert_eq!(agent.failed().await.code, "ledger_unwritable");
+    drop(agent);
+    stream.closed().await;
+    assert!(!unit.directories[0].path().join("control.bin").exists(), "nothing is done in the term's name");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_engine_refuses_steps_it_cannot_run() {
+    use evenkeel_proto::v1::{self, simulated_engine_service_client::SimulatedEngineServiceClient};
+    use v1::step_request::Routing::{Counts, TopKIds};
+    let (mut unit, mut balancer) = (Unit::new(), Balancer::start().await);
+    let agent = unit.start(0, balancer.address).await;
+    let (mut stream, _) = balancer.accept().await;
+    let url = format!("http://{}", agent.ports().engine);
+    let mut engine = SimulatedEngineServiceClient::connect(url).await.unwrap();
+    let counts =
+        |experts: u32| Counts(v1::LoadTable { layers: 2, experts, counts: vec![1; 2 * experts as usize] });
+    let mut check = async |routing, rank, code, mention: &str| {
+        let gauges = vec![v1::RankGauges { rank, ..v1::RankGauges::default() }];
+        let status = engine.step(v1::StepRequest { step: 7, routing, gauges }).await.unwrap_err();
+        assert_eq!(status.code(), code, "{status}");
+        assert!(status.message().starts_with(mention), "{status}");
+    };
+    check(Some(counts(6)), 0, tonic::Code::FailedPrecondition, "worker_not_booted: ").await;
+    stream.welcome(1, None).await;
+    stream.expect(Applied).await;
+    let bad = tonic::Code::InvalidArgument;
+    check(None, 0, bad, "step_no_routing: ").await;
+    check(Some(counts(5)), 0, bad, "step_wrong_shape: ").await;
+    check(Some(counts(6)), 2, bad, "step_unknown_rank: ").await;
+    check(Some(counts(6)), 70_000, bad, "step_unknown_rank: ").await;
+    let short = Counts(v1::LoadTable { layers: 2, experts: 6, counts: vec![1] });
+    check(Some(short), 0, bad, "malformed_message: counts: ").await;
+    let ids = |layers, ids: &[u8]| TopKIds(v1::TopK { layers, tokens: 1, top_k: 2, ids: ids.to_vec() });
+    check(Some(ids(3, &[0; 6])), 0, bad, "step_wrong_shape: ").await;
+    check(Some(ids(2, &[0; 3])), 0, bad, "step_wrong_shape: ").await;
+    check(Some(ids(2, &[0, 1, 2, 6])), 0, bad, "step_bad_ids: ").await;
+    let gauges =
+        vec![v1::RankGauges { rank: 1, kv_used_tokens: 5, requests: 2, ..v1::RankGauges::default() }];
+    let routing = Some(ids(2, &[0, 1, 2, 5]));
+    let good = v1::StepRequest { step: 7, routing, gauges: gauges.clone() };
+    assert_eq!(engine.step(good).await.unwrap().into_inner(), v1::StepResponse { step: 7, epoch: 0 });
+    assert_eq!(stream.gauges().await, gauges);
+}

@@ -21,7 +21,7 @@ struct Server {
     _stop: watch::Sender<bool>,
 }
 
-async fn start() -> Server {
+async fn start(connections_max: usize) -> Server {
     let unit = stand_in::Unit::new();
     let directory = tempfile::tempdir().unwrap();
     let layout = NodeLayout::new(unit.topology.shape().clone(), unit.topology.ranks_of(0).collect());
@@ -37,7 +37,8 @@ async fn start() -> Server {
     let address = listener.local_addr().unwrap();
     let metrics = Arc::new(AgentMetrics::default());
     let (stop, stopped) = watch::channel(false);
-    let serve = server::Serve { worker: worker.clone(), weights: [7; 32], metrics: metrics.clone() };
+    let (held, metrics_held) = (worker.clone(), metrics.clone());
+    let serve = server::Serve { worker: held, weights: [7; 32], metrics: metrics_held, connections_max };
     tokio::spawn(server::run(listener, serve, stopped));
     Server { address, metrics, worker, _directory: directory, _stop: stop }
 }
@@ -56,7 +57,7 @@ fn fetch(peer: &mut Peer, request: &Request) -> Result<Vec<u8>, String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_is_given_away_only_as_what_it_holds() {
-    let server = start().await;
+    let server = start(2).await;
     let mut peer = Peer::connect(&server.address.to_string(), Cancel::default()).unwrap();
     let mut expected = vec![0; 100];
     server.worker.read(request().slot, ExpertId(3), 0, &mut expected).unwrap();
@@ -83,12 +84,25 @@ async fn a_slot_is_given_away_only_as_what_it_holds() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_speaks_something_else_is_told_so_and_cut_off() {
-    let server = start().await;
+    let server = start(2).await;
     let mut stream = TcpStream::connect(server.address).unwrap();
     stream.write_all(&[b'G'; 64]).unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
     assert_eq!((answer.len(), answer[8]), (24, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_beyond_the_limit_are_told_that_it_is_busy() {
+    let server = start(1).await;
+    let connect = || Peer::connect(&server.address.to_string(), Cancel::default()).unwrap();
+    let mut first = connect();
+    assert!(fetch(&mut first, &request()).is_ok());
+    // The answer may be cut off by the reset that an unread request causes.
+    assert!(fetch(&mut connect(), &request()).is_err());
+    let text = server.metrics.render();
+    assert!(text.contains("evenkeel_agent_transfer_requests_total{outcome=\"busy\"} 1"), "{text}");
+    assert!(fetch(&mut first, &request()).is_ok());
 }
 
 /// A server that answers every request with these bytes; what the client makes of them.

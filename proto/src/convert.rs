@@ -5,7 +5,7 @@ use crate::v1;
 use evenkeel_core::ids::{Digest, Epoch, ExpertId, LayerId, Term, UnitId};
 use evenkeel_core::plan::{LayerPlan, Move, Plan, PlanKind};
 use evenkeel_core::snapshot::{LoadTable, Window};
-use evenkeel_core::topology::{Role, UnitShape};
+use evenkeel_core::topology::{EXPERTS_MAX, Role, UnitShape};
 
 /// A message whose form is wrong. `code` is stable; the text names the field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -137,6 +137,10 @@ impl TryFrom<&v1::LayerPlan> for LayerPlan {
     fn try_from(layer: &v1::LayerPlan) -> Result<Self, ConvertError> {
         let expert = |&plus_one: &u32| match plus_one.checked_sub(1) {
             None => Ok(None),
+            Some(expert) if expert >= u32::from(EXPERTS_MAX) => {
+                let reason = format!("{plus_one} is above {EXPERTS_MAX}, the most experts of a layer");
+                Err(ConvertError::new("expert_plus_one", reason))
+            }
             Some(expert) => narrow("expert_plus_one", expert).map(|e| Some(ExpertId(e))),
         };
         let physical_to_logical = layer.expert_plus_one.iter().map(expert).collect::<Result<Vec<_>, _>>()?;
@@ -274,5 +278,7 @@ mod tests {
         check_refused("digest", |p| p.layers[0].share[0] += 1);
         check_refused("share", |p| p.layers[1].share.truncate(3));
         check_refused("expert_plus_one", |p| p.layers[1].expert_plus_one[0] = 70_000);
+        // Expert 65535 fits 16 bits, but its number plus one, which the digest covers, does not.
+        check_refused("expert_plus_one", |p| p.layers[1].expert_plus_one[0] = 65_536);
     }
 }

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 /// Connections served at a time: the largest unit of today's models has 40 nodes, each fetching over four.
-const CONNECTIONS_MAX: usize = 256;
+pub const CONNECTIONS_MAX: usize = 256;
 /// How long a connection may stay idle between requests.
 const IDLE_MAX: Duration = Duration::from_secs(10);
 /// How long the other side may take to accept a frame: the slowest accepted link is 400 kB/s.
@@ -28,11 +28,13 @@ pub struct Serve {
     pub weights: WeightsDigest,
     /// Where requests are counted.
     pub metrics: Arc<AgentMetrics>,
+    /// Connections served at a time; further ones are told that it is busy.
+    pub connections_max: usize,
 }
 
 /// Serves until shutdown.
 pub async fn run(listener: TcpListener, serve: Serve, mut shutdown: watch::Receiver<bool>) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let permits = Arc::new(Semaphore::new(serve.connections_max));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {

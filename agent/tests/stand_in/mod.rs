@@ -121,13 +121,10 @@ impl Stream {
     }
 
     /// The next answer, which must have this outcome.
-    #[track_caller]
-    pub fn expect(&mut self, outcome: v1::PlanOutcome) -> impl Future<Output = v1::PlanResult> {
-        async move {
-            let result = self.result().await;
-            assert_eq!(result.outcome(), outcome, "{result:?}");
-            result
-        }
+    pub async fn expect(&mut self, outcome: v1::PlanOutcome) -> v1::PlanResult {
+        let result = self.result().await;
+        assert_eq!(result.outcome(), outcome, "{result:?}");
+        result
     }
 
     /// The next report that has segments.
@@ -141,10 +138,27 @@ impl Stream {
         }
     }
 
+    /// The gauges of the next report that has some.
+    pub async fn gauges(&mut self) -> Vec<v1::RankGauges> {
+        loop {
+            if let In::Report(report) = self.receive().await
+                && !report.gauges.is_empty()
+            {
+                return report.gauges;
+            }
+        }
+    }
+
     /// Waits for the agent to close the stream.
     pub async fn closed(&mut self) {
         let end = async { while let Ok(Some(_)) = self.inbound.message().await {} };
         timeout(PATIENCE, end).await.expect("the agent closes the stream");
+    }
+
+    /// Orders to stage within `deadline_ms`.
+    pub async fn prepare_within(&self, deadline_ms: u32, unit: &Unit, node: usize, base: &Plan, plan: &Plan) {
+        let command = v1::PlanCommand { deadline_ms, ..unit.prepare(1, node, base, plan) };
+        self.send(Out::Plan(command)).await;
     }
 
     pub async fn prepare(&self, revision: u64, unit: &Unit, node: usize, base: &Plan, plan: &Plan) {
@@ -255,7 +269,13 @@ impl Unit {
 
     /// Starts an agent in this process.
     pub async fn start(&mut self, node: usize, balancer: SocketAddr) -> Running {
-        let running = run::start(self.config(node, balancer)).await.expect("the agent starts");
+        self.start_paced(node, balancer, 0).await
+    }
+
+    /// Starts an agent that stages at most so many bytes a second.
+    pub async fn start_paced(&mut self, node: usize, balancer: SocketAddr, pace: u64) -> Running {
+        let config = Config { transfer_bytes_per_second: pace, ..self.config(node, balancer) };
+        let running = run::start(config).await.expect("the agent starts");
         self.transfer[node] = running.ports().transfer.to_string();
         running
     }
@@ -297,4 +317,70 @@ pub async fn step(agent: &Running, step: u64) -> u64 {
     let routing = Some(v1::step_request::Routing::Counts(counts));
     let request = v1::StepRequest { step, routing, gauges: Vec::new() };
     engine.step(request).await.expect("the step runs").into_inner().epoch
+}
+
+/// An admin port that knows one plan.
+struct OnePlan(Plan);
+
+#[tonic::async_trait]
+impl v1::admin_service_server::AdminService for OnePlan {
+    async fn get_plan(
+        &self,
+        request: tonic::Request<v1::GetPlanRequest>,
+    ) -> Result<Response<v1::GetPlanResponse>, Status> {
+        assert_eq!(request.into_inner().unit, self.0.unit.as_str());
+        Ok(Response::new(v1::GetPlanResponse { plan: Some((&self.0).into()), summary: None, loads: None }))
+    }
+
+    async fn get_status(
+        &self,
+        _: tonic::Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_plans(
+        &self,
+        _: tonic::Request<v1::ListPlansRequest>,
+    ) -> Result<Response<v1::ListPlansResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get_loads(
+        &self,
+        _: tonic::Request<v1::GetLoadsRequest>,
+    ) -> Result<Response<v1::GetLoadsResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get_rank_loads(
+        &self,
+        _: tonic::Request<v1::GetRankLoadsRequest>,
+    ) -> Result<Response<v1::GetRankLoadsResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn pause(
+        &self,
+        _: tonic::Request<v1::PauseRequest>,
+    ) -> Result<Response<v1::PauseResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn resume(
+        &self,
+        _: tonic::Request<v1::ResumeRequest>,
+    ) -> Result<Response<v1::ResumeResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+}
+
+/// Serves one plan as the admin port of a balancer does.
+pub async fn serve_plan(plan: Plan) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let service = v1::admin_service_server::AdminServiceServer::new(OnePlan(plan));
+    let server = tonic::transport::Server::builder().add_service(service);
+    tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+    address
 }
