@@ -10,10 +10,14 @@ use std::collections::BinaryHeap;
 /// better starts than bisection.
 const LEVELS: u32 = 16;
 const LEVEL_STEP: f64 = 0.005;
+/// Growth of the level when none of those packs.
+const LEVEL_GROWTH: f64 = 1.05;
 /// Best starts that are refined.
-const STARTS_REFINED: usize = 3;
+const STARTS_REFINED: usize = 2;
 /// Redeals tried per tree.
 const REDEALS_PER_TREE_MAX: usize = 2;
+/// Lowest trees tried before the best partner so far is taken.
+const PARTNERS_ENOUGH: usize = 12;
 /// Experts of two trees up to which all deals are compared: `C(8, 4) = 70`.
 const DEAL_EXPERTS_MAX: usize = 8;
 
@@ -25,13 +29,14 @@ pub(super) fn place_components(problem: &LayerProblem) -> Placement {
     let mut starts: Vec<(f64, Vec<Tree>)> = Vec::new();
     for step in 0..LEVELS {
         let level = problem.mean() * (1.0 + LEVEL_STEP * f64::from(step));
-        starts.extend(pack(problem, &order, level, false).map(|trees| (worst_of(&trees), trees)));
+        starts.extend(pack(problem, &order, level).map(|trees| (worst_of(&trees), trees)));
     }
-    if starts.is_empty() {
-        // At the heaviest expert's own level nothing is heavy, and such a packing always exists.
-        let trees =
-            pack(problem, &order, order.load(0), false).expect("without heavy experts every shape packs");
-        starts.push((worst_of(&trees), trees));
+    // One expert with nearly all load needs a level far above the mean. At that expert's own level nothing is
+    // heavy, and such a packing always exists.
+    let mut level = problem.mean() * (1.0 + LEVEL_STEP * f64::from(LEVELS));
+    while starts.is_empty() {
+        starts.extend(pack(problem, &order, level).map(|trees| (worst_of(&trees), trees)));
+        level = (level * LEVEL_GROWTH).max(f64::MIN_POSITIVE);
     }
     starts.sort_by(|a, b| a.0.total_cmp(&b.0));
     starts.truncate(STARTS_REFINED);
@@ -109,7 +114,7 @@ fn worst_of(trees: &[Tree]) -> f64 {
 /// Packs all experts for one level: an expert above it gets the smallest tree that could carry it together
 /// with the smallest experts; the other trees share the remaining ranks as evenly as possible; then the places
 /// are filled. `None` when the heavy experts alone need more ranks or trees than there are.
-fn pack(problem: &LayerProblem, order: &Order, level: f64, split_first: bool) -> Option<Vec<Tree>> {
+fn pack(problem: &LayerProblem, order: &Order, level: f64) -> Option<Vec<Tree>> {
     let trees_total = problem.experts() - problem.ranks;
     let mut trees: Vec<Tree> = Vec::with_capacity(trees_total);
     let mut ranks_left = problem.ranks;
@@ -131,12 +136,7 @@ fn pack(problem: &LayerProblem, order: &Order, level: f64, split_first: bool) ->
         return None;
     }
     for at in 0..others {
-        let mut tree = Tree::new(ranks_left / others + usize::from(at < ranks_left % others));
-        if split_first && tree.ranks > 1 {
-            tree.put(order.expert[first], order.load(first));
-            first += 1;
-        }
-        trees.push(tree);
+        trees.push(Tree::new(ranks_left / others + usize::from(at < ranks_left % others)));
     }
     fill(&mut trees, level, order, first..problem.experts());
     Some(trees)
@@ -198,26 +198,31 @@ fn fill(trees: &mut [Tree], level: f64, order: &Order, rest: std::ops::Range<usi
 /// that lowers the higher of the two.
 fn redeal(trees: &mut [Tree], target: f64) {
     let mut levels: Vec<f64> = trees.iter().map(Tree::level).collect();
+    let mut order: Vec<usize> = (0..trees.len()).collect();
     for _ in 0..REDEALS_PER_TREE_MAX * trees.len() {
         let worst =
             (0..trees.len()).max_by(|&a, &b| levels[a].total_cmp(&levels[b])).expect("there are trees");
         if levels[worst] <= target {
             return;
         }
-        let mut best: Option<(f64, usize, u32)> = None;
+        order.sort_by(|&a, &b| levels[a].total_cmp(&levels[b]).then(a.cmp(&b)));
+        let mut best: Option<(usize, u32)> = None;
         let mut least = levels[worst] * (1.0 - 1e-9);
-        for other in (0..trees.len()).filter(|&other| other != worst) {
+        for (tried, &other) in order.iter().enumerate().filter(|(_, other)| **other != worst) {
+            if tried >= PARTNERS_ENOUGH && best.is_some() {
+                break;
+            }
             // Two trees cannot both get below the mean of what they carry.
             let (a, b) = (&trees[worst], &trees[other]);
-            if (a.sum + b.sum) / (a.ranks + b.ranks) as f64 >= least {
+            if a.sum + b.sum >= least * (a.ranks + b.ranks) as f64 {
                 continue;
             }
             if let Some((level, deal)) = best_deal(a, b, least) {
                 least = level;
-                best = Some((level, other, deal));
+                best = Some((other, deal));
             }
         }
-        let Some((_, other, deal)) = best else { return };
+        let Some((other, deal)) = best else { return };
         let (a, b) = dealt(&trees[worst], &trees[other], deal);
         (levels[worst], levels[other]) = (a.level(), b.level());
         (trees[worst], trees[other]) = (a, b);
@@ -225,45 +230,45 @@ fn redeal(trees: &mut [Tree], target: f64) {
 }
 
 /// The deal (a bit per expert of both trees: set for the first) with the least higher level below `least`.
-fn best_deal(a: &Tree, b: &Tree, least: f64) -> Option<(f64, u32)> {
+fn best_deal(a: &Tree, b: &Tree, mut least: f64) -> Option<(f64, u32)> {
     let (in_a, all) = (a.experts.len(), a.experts.len() + b.experts.len());
-    let mut loads = [0.0; DEAL_EXPERTS_MAX];
-    let small = all <= DEAL_EXPERTS_MAX;
     let mut best = None;
-    let mut least = least;
-    if small {
-        loads.iter_mut().zip(a.experts.iter().chain(&b.experts)).for_each(|(to, expert)| *to = expert.1);
-        let total = a.sum + b.sum;
-        for deal in (0u32..1 << all).filter(|deal| deal.count_ones() as usize == in_a) {
-            let level = deal_level(&loads[..all], deal, a.ranks, b.ranks, total);
-            if level < least {
-                least = level;
-                best = Some((level, deal));
-            }
+    let mut see = |deal: u32, level: f64| {
+        if level < least {
+            least = level;
+            best = Some((level, deal));
         }
-        return best;
-    }
-    // Too many for all deals: exchange one for one.
-    let kept: u32 = (1 << in_a.min(31)) - 1;
-    if all > 31 {
-        return None;
-    }
-    for out in 0..in_a {
-        for back in in_a..all {
-            let deal = kept & !(1 << out) | 1 << back;
-            let (left, right) = dealt(a, b, deal);
-            let level = left.level().max(right.level());
-            if level < least {
-                least = level;
-                best = Some((level, deal));
+    };
+    if all <= DEAL_EXPERTS_MAX {
+        let mut loads = [0.0; DEAL_EXPERTS_MAX];
+        loads.iter_mut().zip(a.experts.iter().chain(&b.experts)).for_each(|(to, expert)| *to = expert.1);
+        let mut deal = (1u32 << in_a) - 1;
+        while deal < 1 << all {
+            see(deal, deal_level(&loads[..all], deal, a.ranks, b.ranks));
+            deal = next_of_same_size(deal);
+        }
+    } else if all <= 31 {
+        // Too many for all deals: exchange one for one.
+        for out in 0..in_a {
+            for back in in_a..all {
+                let deal = ((1u32 << in_a) - 1) & !(1 << out) | 1 << back;
+                let (left, right) = dealt(a, b, deal);
+                see(deal, left.level().max(right.level()));
             }
         }
     }
     best
 }
 
-fn deal_level(loads: &[f64], deal: u32, ranks_a: usize, ranks_b: usize, total: f64) -> f64 {
-    // [b, a]: sum, largest, second largest.
+/// The next larger number with as many bits set (Gosper's hack, HAKMEM item 175); `bits` is not 0.
+fn next_of_same_size(bits: u32) -> u32 {
+    let low = bits & bits.wrapping_neg();
+    let carried = bits + low;
+    carried | (((bits ^ carried) >> 2) / low)
+}
+
+fn deal_level(loads: &[f64], deal: u32, ranks_a: usize, ranks_b: usize) -> f64 {
+    // [second tree, first tree]: sum, largest, second largest.
     let mut of = [(0.0f64, 0.0f64, 0.0f64); 2];
     for (at, &load) in loads.iter().enumerate() {
         let side = &mut of[(deal >> at & 1) as usize];
@@ -275,7 +280,6 @@ fn deal_level(loads: &[f64], deal: u32, ranks_a: usize, ranks_b: usize, total: f
         1 => sum,
         _ => (sum / ranks as f64).max(second),
     };
-    debug_assert!((of[0].0 + of[1].0 - total).abs() <= 1e-9 * total.max(1.0));
     level(of[1], ranks_a).max(level(of[0], ranks_b))
 }
 
@@ -312,7 +316,7 @@ mod tests {
 
     #[track_caller]
     fn check(ranks: usize, loads: Vec<f64>, level: f64) {
-        let problem = LayerProblem { ranks, slots: 2, loads };
+        let problem = LayerProblem::plain(ranks, 2, loads);
         let placement = place_components(&problem);
         let split = exact_split(&problem, &Replicas::of(&placement, problem.experts()));
         assert!(split.level <= level + 1e-9, "{} > {level}: {placement:?}", split.level);
@@ -336,54 +340,5 @@ mod tests {
         let mut loads = vec![0.0; 8];
         loads[3] = 6.0;
         check(6, loads, 1.2);
-    }
-}
-#[cfg(test)]
-mod debug_scan {
-    use super::*;
-    #[test]
-    fn scan() {
-        let mut z = 12345u64;
-        let mut u = || {
-            z = z.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            ((z >> 11) as f64 + 1.0) / (1u64 << 53) as f64
-        };
-        let loads: Vec<f64> = (0..256)
-            .map(|_| {
-                let (a, b) = (u(), u());
-                (0.5 * (-2.0 * a.ln()).sqrt() * (6.283185307 * b).cos()).exp()
-            })
-            .collect();
-        let problem = LayerProblem { ranks: 144, slots: 2, loads };
-        let order = Order::new(&problem);
-        let mean = problem.mean();
-        println!(
-            "bound {}",
-            super::super::problem::lower_bound(
-                &problem,
-                &super::super::replicas::replica_counts(
-                    &problem,
-                    super::super::replicas::Worth::LargestReplica
-                )
-            ) / mean
-        );
-        for step in 0..40 {
-            let level = mean * (1.0 + 0.01 * step as f64);
-            for first in [false, true] {
-                if let Some(mut t) = pack(&problem, &order, level, first) {
-                    let heavy = t.iter().filter(|t| t.experts[0].1 > level).count();
-                    let worst0 = worst_of(&t) / mean;
-                    redeal(&mut t, problem.mean());
-                    let w = t.iter().max_by(|a, b| a.level().total_cmp(&b.level())).unwrap();
-                    println!(
-                        "{step} {first} heavy {heavy} raw {:.4} refined {:.4} worst {} {:?}",
-                        worst0,
-                        worst_of(&t) / mean,
-                        w.ranks,
-                        w.experts.iter().map(|e| (e.1 / mean * 1000.0) as i32).collect::<Vec<_>>()
-                    );
-                }
-            }
-        }
     }
 }
