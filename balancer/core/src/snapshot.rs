@@ -125,6 +125,9 @@ pub struct Snapshot {
     pub ranks_reported: u16,
     /// Milliseconds between the end of the window and the making of this snapshot.
     pub age_ms: u64,
+    /// The same window in parts, in order of time, as it was reported; may be empty. Parts show which experts
+    /// rise and fall together, which the sum hides.
+    pub parts: Vec<LoadTable>,
 }
 
 impl Snapshot {
@@ -148,7 +151,19 @@ impl Snapshot {
         if window.from_step >= window.to_step {
             return Err(SnapshotError::EmptyWindow { from_step: window.from_step, to_step: window.to_step });
         }
-        Ok(Self { topology, window, loads, ranks_reported, age_ms })
+        Ok(Self { topology, window, loads, ranks_reported, age_ms, parts: Vec::new() })
+    }
+
+    /// Adds the parts of the window, each of the unit's shape. They need not add up to the loads: only
+    /// their proportions are used.
+    pub fn with_parts(mut self, parts: Vec<LoadTable>) -> Result<Self, SnapshotError> {
+        let (layers, experts) = (self.loads.layers, self.loads.experts);
+        if let Some(part) = parts.iter().find(|part| (part.layers, part.experts) != (layers, experts)) {
+            let have = part.counts.len();
+            return Err(SnapshotError::WrongSize { have, layers, experts, need: layers * experts });
+        }
+        self.parts = parts;
+        Ok(self)
     }
 
     /// Whether every rank's counts are in. A replica that did not report makes its expert look cold, so an

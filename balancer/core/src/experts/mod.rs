@@ -9,5 +9,6 @@ mod replicas;
 mod schedule;
 mod solve;
 mod split;
+mod swap;
 
 pub use solve::{Solved, Target, place, solve};

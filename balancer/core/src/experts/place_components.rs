@@ -6,44 +6,46 @@ use super::problem::{LayerProblem, Placement};
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-/// Halvings of the interval in which the level is sought; the packing is a heuristic at every level, so more
-/// precision buys nothing.
-const LEVEL_STEPS: usize = 10;
-/// Swaps tried per tree.
-const SWAPS_PER_TREE_MAX: usize = 2;
+/// Levels tried, from the mean upwards: the packing is a heuristic and not monotone in the level, so a scan finds
+/// better starts than bisection.
+const LEVELS: u32 = 16;
+const LEVEL_STEP: f64 = 0.005;
+/// Growth of the level when none of those packs.
+const LEVEL_GROWTH: f64 = 1.05;
+/// Best starts that are refined.
+const STARTS_REFINED: usize = 2;
+/// Redeals tried per tree.
+const REDEALS_PER_TREE_MAX: usize = 2;
+/// Lowest trees tried before the best partner so far is taken.
+const PARTNERS_ENOUGH: usize = 12;
+/// Experts of two trees up to which all deals are compared: `C(8, 4) = 70`.
+const DEAL_EXPERTS_MAX: usize = 8;
 
 /// Places every expert on ranks with two slots each; needs `experts >= ranks + 2`, so that there are at least
 /// two trees.
 pub(super) fn place_components(problem: &LayerProblem) -> Placement {
     assert!(problem.slots == 2 && problem.experts() >= problem.ranks + 2);
     let order = Order::new(problem);
-    let mut best: Option<(f64, Vec<Tree>)> = None;
-    for split_first in [false, true] {
-        let (mut low, mut high) = (problem.mean(), 2.0 * order.load(0).max(problem.mean()));
-        for _ in 0..LEVEL_STEPS {
-            let level = 0.5 * (low + high);
-            let packed = pack(problem, &order, level, split_first).map(|trees| (worst_of(&trees), trees));
-            match packed {
-                Some((reached, trees)) => {
-                    if reached <= level {
-                        high = level
-                    } else {
-                        low = level
-                    }
-                    if best.as_ref().is_none_or(|(least, _)| reached < *least) {
-                        best = Some((reached, trees));
-                    }
-                }
-                None => low = level,
-            }
-        }
+    let mut starts: Vec<(f64, Vec<Tree>)> = Vec::new();
+    for step in 0..LEVELS {
+        let level = problem.mean() * (1.0 + LEVEL_STEP * f64::from(step));
+        starts.extend(pack(problem, &order, level).map(|trees| (worst_of(&trees), trees)));
     }
-    let mut trees = match best {
-        Some((_, trees)) => trees,
-        None => pack(problem, &order, f64::INFINITY, false).expect("without heavy experts every shape packs"),
-    };
-    swap_refine(&mut trees, problem);
-    lay_out(problem, &trees)
+    // One expert with nearly all load needs a level far above the mean. At that expert's own level nothing is
+    // heavy, and such a packing always exists.
+    let mut level = problem.mean() * (1.0 + LEVEL_STEP * f64::from(LEVELS));
+    while starts.is_empty() {
+        starts.extend(pack(problem, &order, level).map(|trees| (worst_of(&trees), trees)));
+        level = (level * LEVEL_GROWTH).max(f64::MIN_POSITIVE);
+    }
+    starts.sort_by(|a, b| a.0.total_cmp(&b.0));
+    starts.truncate(STARTS_REFINED);
+    for (level, trees) in &mut starts {
+        redeal(trees, problem.mean());
+        *level = worst_of(trees);
+    }
+    let (_, trees) = starts.iter().min_by(|a, b| a.0.total_cmp(&b.0)).expect("there is a start");
+    lay_out(problem, trees)
 }
 
 /// Experts from the heaviest down; positions in this order are what the packing handles.
@@ -109,55 +111,44 @@ fn worst_of(trees: &[Tree]) -> f64 {
     trees.iter().map(Tree::level).fold(0.0, f64::max)
 }
 
-/// Packs all experts for one level: an expert above it gets the smallest tree that carries it together with
-/// the smallest experts; the other trees share the remaining ranks as evenly as possible. `None` when the
-/// heavy experts alone need more ranks or trees than there are.
-fn pack(problem: &LayerProblem, order: &Order, level: f64, split_first: bool) -> Option<Vec<Tree>> {
+/// Packs all experts for one level: an expert above it gets the smallest tree that could carry it together
+/// with the smallest experts; the other trees share the remaining ranks as evenly as possible; then the places
+/// are filled. `None` when the heavy experts alone need more ranks or trees than there are.
+fn pack(problem: &LayerProblem, order: &Order, level: f64) -> Option<Vec<Tree>> {
     let trees_total = problem.experts() - problem.ranks;
     let mut trees: Vec<Tree> = Vec::with_capacity(trees_total);
     let mut ranks_left = problem.ranks;
-    let (mut first, mut last) = (0, problem.experts());
-    // Also an expert that fits no rank beside the lightest other one has to be split.
-    while first < last && order.load(first) + order.load(last - 1) > level {
-        let (ranks, small) = heavy_tree(order, first, last, level)?;
-        if trees.len() + 1 > trees_total || ranks > ranks_left {
+    let mut first = 0;
+    while first < problem.experts() && order.load(first) > level {
+        let ranks = ranks_for(order, first, level)?;
+        // Every tree that is still to come needs a rank.
+        if trees.len() + 1 > trees_total || ranks + (trees_total - trees.len() - 1) > ranks_left {
             return None;
         }
         let mut tree = Tree::new(ranks);
         tree.put(order.expert[first], order.load(first));
-        (small..last).for_each(|at| tree.put(order.expert[at], order.load(at)));
         trees.push(tree);
         ranks_left -= ranks;
         first += 1;
-        last = small;
     }
     let others = trees_total - trees.len();
-    if others > ranks_left || (others == 0 && ranks_left > 0) {
+    if others == 0 && ranks_left > 0 {
         return None;
     }
-    let heavy = trees.len();
     for at in 0..others {
         trees.push(Tree::new(ranks_left / others + usize::from(at < ranks_left % others)));
     }
-    if split_first {
-        // The trees with more ranks stand first: their split experts are the heaviest of the rest.
-        for tree in trees[heavy..].iter_mut().filter(|tree| tree.ranks > 1) {
-            tree.put(order.expert[first], order.load(first));
-            first += 1;
-        }
-    }
-    fill(&mut trees, heavy, order, first..last);
+    fill(&mut trees, level, order, first..problem.experts());
     Some(trees)
 }
 
-/// Ranks for the expert at `first` so that with the same number of smallest experts (`small..last`) it stays
-/// below the level; at least two.
-fn heavy_tree(order: &Order, first: usize, last: usize, level: f64) -> Option<(usize, usize)> {
+/// Ranks for the expert at `first` so that with the same number of smallest experts it stays below the level.
+fn ranks_for(order: &Order, first: usize, level: f64) -> Option<usize> {
     let mut sum = order.load(first);
-    for ranks in 1..last - first {
-        sum += order.load(last - ranks);
+    for ranks in 1..order.load.len() - first {
+        sum += order.load(order.load.len() - ranks);
         if ranks >= 2 && sum <= level * ranks as f64 {
-            return Some((ranks, last - ranks));
+            return Some(ranks);
         }
     }
     None
@@ -188,66 +179,116 @@ impl PartialEq for Room {
 
 impl Eq for Room {}
 
-/// The heaviest expert goes to the tree with the most remaining capacity per remaining place. Capacity is
-/// measured at the mean of what these trees carry, so that they come out alike.
-fn fill(trees: &mut [Tree], heavy: usize, order: &Order, rest: std::ops::Range<usize>) {
-    let open = &mut trees[heavy..];
-    let ranks: usize = open.iter().map(|tree| tree.ranks).sum();
-    let load: f64 = order.load[rest.clone()].iter().sum::<f64>() + open.iter().map(|t| t.sum).sum::<f64>();
-    let capacity = load / ranks.max(1) as f64;
+/// The heaviest expert goes to the tree with the most remaining capacity per remaining place.
+fn fill(trees: &mut [Tree], level: f64, order: &Order, rest: std::ops::Range<usize>) {
     let room = |trees: &[Tree], tree: usize| {
         let places = trees[tree].ranks + 1 - trees[tree].experts.len();
-        let left = capacity * trees[tree].ranks as f64 - trees[tree].sum;
+        let left = level * trees[tree].ranks as f64 - trees[tree].sum;
         (places > 0).then(|| Room { per_slot: left / places as f64, tree })
     };
-    let mut heap: BinaryHeap<Room> = (0..open.len()).filter_map(|tree| room(open, tree)).collect();
+    let mut heap: BinaryHeap<Room> = (0..trees.len()).filter_map(|tree| room(trees, tree)).collect();
     for at in rest {
         let Room { tree, .. } = heap.pop().expect("trees have as many places as there are experts");
-        open[tree].put(order.expert[at], order.load(at));
-        heap.extend(room(open, tree));
+        trees[tree].put(order.expert[at], order.load(at));
+        heap.extend(room(trees, tree));
     }
 }
 
-/// Swaps an expert of the worst tree with one of another tree while that lowers the higher of the two.
-fn swap_refine(trees: &mut [Tree], problem: &LayerProblem) {
-    let mean = problem.mean();
-    for _ in 0..SWAPS_PER_TREE_MAX * trees.len() {
-        let levels: Vec<f64> = trees.iter().map(Tree::level).collect();
+/// Deals the experts of the worst tree and one other anew between the two, best partner and deal first, while
+/// that lowers the higher of the two.
+fn redeal(trees: &mut [Tree], target: f64) {
+    let mut levels: Vec<f64> = trees.iter().map(Tree::level).collect();
+    let mut order: Vec<usize> = (0..trees.len()).collect();
+    for _ in 0..REDEALS_PER_TREE_MAX * trees.len() {
         let worst =
             (0..trees.len()).max_by(|&a, &b| levels[a].total_cmp(&levels[b])).expect("there are trees");
-        let mut best = None;
-        let mut best_level = levels[worst] * (1.0 - 1e-9);
-        for other in (0..trees.len()).filter(|&other| other != worst && levels[other] < levels[worst]) {
-            for out in 0..trees[worst].experts.len() {
-                for back in 0..trees[other].experts.len() {
-                    let level = level_after(&trees[worst], out, trees[other].experts[back].1)
-                        .max(level_after(&trees[other], back, trees[worst].experts[out].1));
-                    if level < best_level {
-                        best_level = level;
-                        best = Some((other, out, back));
-                    }
-                }
-            }
-        }
-        let Some((other, out, back)) = best else { return };
-        let (leaving, coming) = (trees[worst].experts[out], trees[other].experts[back]);
-        trees[worst].experts[out] = coming;
-        trees[other].experts[back] = leaving;
-        trees[worst].sum += coming.1 - leaving.1;
-        trees[other].sum += leaving.1 - coming.1;
-        if best_level <= mean {
+        if levels[worst] <= target {
             return;
         }
+        order.sort_by(|&a, &b| levels[a].total_cmp(&levels[b]).then(a.cmp(&b)));
+        let mut best: Option<(usize, u32)> = None;
+        let mut least = levels[worst] * (1.0 - 1e-9);
+        for (tried, &other) in order.iter().enumerate().filter(|(_, other)| **other != worst) {
+            if tried >= PARTNERS_ENOUGH && best.is_some() {
+                break;
+            }
+            // Two trees cannot both get below the mean of what they carry.
+            let (a, b) = (&trees[worst], &trees[other]);
+            if a.sum + b.sum >= least * (a.ranks + b.ranks) as f64 {
+                continue;
+            }
+            if let Some((level, deal)) = best_deal(a, b, least) {
+                least = level;
+                best = Some((other, deal));
+            }
+        }
+        let Some((other, deal)) = best else { return };
+        let (a, b) = dealt(&trees[worst], &trees[other], deal);
+        (levels[worst], levels[other]) = (a.level(), b.level());
+        (trees[worst], trees[other]) = (a, b);
     }
 }
 
-fn level_after(tree: &Tree, at: usize, load: f64) -> f64 {
-    let sum = tree.sum - tree.experts[at].1 + load;
-    if tree.ranks == 1 {
-        return sum;
+/// The deal (a bit per expert of both trees: set for the first) with the least higher level below `least`.
+fn best_deal(a: &Tree, b: &Tree, mut least: f64) -> Option<(f64, u32)> {
+    let (in_a, all) = (a.experts.len(), a.experts.len() + b.experts.len());
+    let mut best = None;
+    let mut see = |deal: u32, level: f64| {
+        if level < least {
+            least = level;
+            best = Some((level, deal));
+        }
+    };
+    if all <= DEAL_EXPERTS_MAX {
+        let mut loads = [0.0; DEAL_EXPERTS_MAX];
+        loads.iter_mut().zip(a.experts.iter().chain(&b.experts)).for_each(|(to, expert)| *to = expert.1);
+        let mut deal = (1u32 << in_a) - 1;
+        while deal < 1 << all {
+            see(deal, deal_level(&loads[..all], deal, a.ranks, b.ranks));
+            deal = next_of_same_size(deal);
+        }
+    } else if all <= 31 {
+        // Too many for all deals: exchange one for one.
+        for out in 0..in_a {
+            for back in in_a..all {
+                let deal = ((1u32 << in_a) - 1) & !(1 << out) | 1 << back;
+                let (left, right) = dealt(a, b, deal);
+                see(deal, left.level().max(right.level()));
+            }
+        }
     }
-    let loads = tree.experts.iter().enumerate().map(|(i, e)| if i == at { load } else { e.1 });
-    level_of(tree.ranks, sum, loads)
+    best
+}
+
+/// The next larger number with as many bits set (Gosper's hack, HAKMEM item 175); `bits` is not 0.
+fn next_of_same_size(bits: u32) -> u32 {
+    let low = bits & bits.wrapping_neg();
+    let carried = bits + low;
+    carried | (((bits ^ carried) >> 2) / low)
+}
+
+fn deal_level(loads: &[f64], deal: u32, ranks_a: usize, ranks_b: usize) -> f64 {
+    // [second tree, first tree]: sum, largest, second largest.
+    let mut of = [(0.0f64, 0.0f64, 0.0f64); 2];
+    for (at, &load) in loads.iter().enumerate() {
+        let side = &mut of[(deal >> at & 1) as usize];
+        side.0 += load;
+        side.2 = side.2.max(side.1.min(load));
+        side.1 = side.1.max(load);
+    }
+    let level = |(sum, _, second): (f64, f64, f64), ranks: usize| match ranks {
+        1 => sum,
+        _ => (sum / ranks as f64).max(second),
+    };
+    level(of[1], ranks_a).max(level(of[0], ranks_b))
+}
+
+fn dealt(a: &Tree, b: &Tree, deal: u32) -> (Tree, Tree) {
+    let (mut left, mut right) = (Tree::new(a.ranks), Tree::new(b.ranks));
+    for (at, &(expert, load)) in a.experts.iter().chain(&b.experts).enumerate() {
+        if deal >> at & 1 == 1 { left.put(expert, load) } else { right.put(expert, load) }
+    }
+    (left, right)
 }
 
 /// Gives the trees their ranks, one after the other.
@@ -275,7 +316,7 @@ mod tests {
 
     #[track_caller]
     fn check(ranks: usize, loads: Vec<f64>, level: f64) {
-        let problem = LayerProblem { ranks, slots: 2, loads };
+        let problem = LayerProblem::plain(ranks, 2, loads);
         let placement = place_components(&problem);
         let split = exact_split(&problem, &Replicas::of(&placement, problem.experts()));
         assert!(split.level <= level + 1e-9, "{} > {level}: {placement:?}", split.level);

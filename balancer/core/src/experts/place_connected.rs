@@ -5,14 +5,7 @@
 //! split is what makes a plan hold when nobody re-splits it.
 
 use super::problem::{LayerProblem, Placement};
-use std::cmp::Ordering;
-
-/// Swaps stop when the largest rank load is within this part of the mean: below what a window's counts mean.
-const SWAP_TARGET: f64 = 3e-4;
-/// Lowest ranks tried against the highest one in a swap.
-const SWAP_PARTNERS: usize = 10;
-/// Swaps tried per rank before giving up; a usual layer needs less than one.
-const SWAPS_PER_RANK_MAX: usize = 8;
+use super::swap::swap_singles;
 
 /// Places `counts[e]` replicas of every expert. Any valid shape has a result.
 pub(super) fn place_connected(problem: &LayerProblem, counts: &[u16]) -> Placement {
@@ -33,10 +26,11 @@ pub(super) fn place_connected(problem: &LayerProblem, counts: &[u16]) -> Placeme
     for expert in single {
         state.place_single(expert);
     }
-    state.swap_singles();
-    state.placement.sort();
-    debug_assert!(state.placement.of_rank.iter().all(|held| held.len() <= problem.slots));
-    state.placement
+    let mut placement = state.placement;
+    swap_singles(problem, counts, &mut placement);
+    placement.sort();
+    debug_assert!(placement.of_rank.iter().all(|held| held.len() <= problem.slots));
+    placement
 }
 
 struct State<'a> {
@@ -144,58 +138,6 @@ impl<'a> State<'a> {
             .expect("slots hold all experts");
         self.put(rank, expert);
     }
-
-    /// Swaps a single expert of the most loaded rank with a lighter one of a low rank while that lowers the
-    /// higher of the two. Replicated experts stay: they are the connections.
-    fn swap_singles(&mut self) {
-        let target = self.problem.mean() * (1.0 + SWAP_TARGET);
-        let mut order: Vec<usize> = (0..self.problem.ranks).collect();
-        for _ in 0..SWAPS_PER_RANK_MAX * self.problem.ranks {
-            order.sort_by(|&a, &b| self.rank_load[a].total_cmp(&self.rank_load[b]));
-            let worst = order[order.len() - 1];
-            if self.rank_load[worst] <= target {
-                return;
-            }
-            let Some((partner, out, back)) = self.best_swap(worst, &order) else { return };
-            self.exchange(worst, partner, out, back);
-        }
-    }
-
-    /// The swap with the lowest resulting higher load: (other rank, position here, position there).
-    fn best_swap(&self, worst: usize, order: &[usize]) -> Option<(usize, usize, usize)> {
-        let mut best = None;
-        let mut best_level = self.rank_load[worst] * (1.0 - 1e-9);
-        for &partner in order.iter().take(SWAP_PARTNERS).filter(|&&partner| partner != worst) {
-            for (out, leaving) in self.singles(worst) {
-                for (back, coming) in self.singles(partner) {
-                    let by = leaving - coming;
-                    let level = (self.rank_load[worst] - by).max(self.rank_load[partner] + by);
-                    if level.total_cmp(&best_level) == Ordering::Less {
-                        best_level = level;
-                        best = Some((partner, out, back));
-                    }
-                }
-            }
-        }
-        best
-    }
-
-    fn singles(&self, rank: usize) -> impl Iterator<Item = (usize, f64)> + '_ {
-        let held = &self.placement.of_rank[rank];
-        held.iter()
-            .enumerate()
-            .filter(|(_, expert)| self.counts[usize::from(**expert)] == 1)
-            .map(|(at, expert)| (at, self.part[usize::from(*expert)]))
-    }
-
-    fn exchange(&mut self, a: usize, b: usize, at_a: usize, at_b: usize) {
-        let (from_a, from_b) = (self.placement.of_rank[a][at_a], self.placement.of_rank[b][at_b]);
-        self.placement.of_rank[a][at_a] = from_b;
-        self.placement.of_rank[b][at_b] = from_a;
-        let by = self.part[usize::from(from_a)] - self.part[usize::from(from_b)];
-        self.rank_load[a] -= by;
-        self.rank_load[b] += by;
-    }
 }
 
 #[cfg(test)]
@@ -223,7 +165,7 @@ mod tests {
 
     #[track_caller]
     fn check(ranks: usize, slots: usize, loads: Vec<f64>, expected_components: usize, level: f64) {
-        let problem = LayerProblem { ranks, slots, loads };
+        let problem = LayerProblem::plain(ranks, slots, loads);
         let counts = replica_counts(&problem, Worth::Variance);
         let placement = place_connected(&problem, &counts);
         assert_eq!(components(&placement, problem.experts()), expected_components);

@@ -4,6 +4,10 @@ use crate::ids::ExpertId;
 use crate::plan::{LayerPlan, SHARE_ONE};
 use crate::topology::UnitShape;
 
+/// Most parts of a window that are told apart; neighbours are merged. Few parts are enough to see which experts
+/// move together, and every part costs time in every swap that is tried.
+const PARTS_MAX: usize = 12;
+
 /// One layer's experts and the slots they may fill. Experts and ranks are dense ordinals from zero.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct LayerProblem {
@@ -13,15 +17,76 @@ pub(super) struct LayerProblem {
     pub(super) slots: usize,
     /// `[experts]`: tokens routed to each expert in the window; finite and not negative.
     pub(super) loads: Vec<f64>,
+    /// What is known about how the next window may differ.
+    pub(super) change: Change,
+}
+
+/// How expert loads vary. The covariance of two experts' loads between windows is taken as the sum over
+/// parts of their `deviation`s' product, plus `drift^2 w^2` for an expert with itself.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct Change {
+    /// Parts of the window; 0 when nothing is known about them.
+    pub(super) parts: usize,
+    /// `[experts][parts]` row-major: an expert's load in a part, less the load it would have there if it kept
+    /// its share of the window.
+    pub(super) deviation: Vec<f64>,
+    /// Relative standard deviation that every expert has by itself.
+    pub(super) drift: f64,
+}
+
+impl Change {
+    /// The deviations of one expert.
+    pub(super) fn of(&self, expert: usize) -> &[f64] {
+        &self.deviation[expert * self.parts..(expert + 1) * self.parts]
+    }
+
+    /// Takes the counts of every part: `parts[p]` are the loads of the layer's experts in part `p`.
+    fn measure(parts: &[&[u64]], total: f64, drift: f64) -> Self {
+        let merged = merge(parts);
+        let totals: Vec<f64> = merged.iter().map(|part| part.iter().sum()).collect();
+        let all: f64 = totals.iter().sum();
+        let count = merged.len();
+        if count < 2 || all <= 0.0 {
+            return Self { parts: 0, deviation: Vec::new(), drift };
+        }
+        // Parts may cover more or less than the loads; and a sample's variance is short by n / (n - 1).
+        let scale = total / all * (count as f64 / (count - 1) as f64).sqrt();
+        let mut deviation = Vec::with_capacity(merged[0].len() * count);
+        for expert in 0..merged[0].len() {
+            let sum: f64 = merged.iter().map(|part| part[expert]).sum();
+            let beyond = |(part, whole): (&Vec<f64>, &f64)| (part[expert] - sum * whole / all) * scale;
+            deviation.extend(merged.iter().zip(&totals).map(beyond));
+        }
+        Self { parts: count, deviation, drift }
+    }
+}
+
+/// Joins neighbouring parts until at most [`PARTS_MAX`] are left.
+fn merge(parts: &[&[u64]]) -> Vec<Vec<f64>> {
+    let size = parts.len().div_ceil(PARTS_MAX).max(1);
+    let join = |few: &[&[u64]]| {
+        let mut sum = vec![0.0; few[0].len()];
+        few.iter().for_each(|part| sum.iter_mut().zip(*part).for_each(|(sum, &count)| *sum += count as f64));
+        sum
+    };
+    parts.chunks(size).map(join).collect()
 }
 
 impl LayerProblem {
-    /// Takes the measured counts of a layer of a validated unit.
-    pub(super) fn new(shape: &UnitShape, loads: &[u64]) -> Self {
+    /// Takes the measured counts of a layer of a validated unit, as a whole and in parts (or none).
+    pub(super) fn new(shape: &UnitShape, loads: &[u64], parts: &[&[u64]], drift: f64) -> Self {
         let (ranks, slots) = (usize::from(shape.ranks), usize::from(shape.slots_per_rank));
         assert!(ranks * slots >= loads.len(), "a validated shape has a slot for every expert");
         // LOAD_MAX keeps every count below 2^53, where the conversion is exact.
-        Self { ranks, slots, loads: loads.iter().map(|&count| count as f64).collect() }
+        let loads: Vec<f64> = loads.iter().map(|&count| count as f64).collect();
+        let change = Change::measure(parts, loads.iter().sum(), drift);
+        Self { ranks, slots, loads, change }
+    }
+
+    /// A layer of which only the loads are known.
+    #[cfg(test)]
+    pub(super) fn plain(ranks: usize, slots: usize, loads: Vec<f64>) -> Self {
+        Self { ranks, slots, loads, change: Change::default() }
     }
 
     /// Experts of the layer.
@@ -230,6 +295,20 @@ fn integer_shares(parts: &[f64]) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_show_which_experts_move_together() {
+        let change = Change::measure(&[&[4, 0, 6], &[0, 4, 6]], 20.0, 0.1);
+        assert_eq!(change.parts, 2);
+        let scaled = |value: f64| value * 2f64.sqrt();
+        assert_eq!(change.of(0), [scaled(2.0), scaled(-2.0)]);
+        assert_eq!(change.of(1), [scaled(-2.0), scaled(2.0)]);
+        assert_eq!(change.of(2), [0.0, 0.0]);
+        assert_eq!(Change::measure(&[&[1, 2]], 3.0, 0.1).parts, 0);
+        assert_eq!(Change::measure(&[&[0], &[0]], 0.0, 0.1).parts, 0);
+        let many: Vec<&[u64]> = vec![&[1, 2]; 100];
+        assert!((2..=PARTS_MAX).contains(&Change::measure(&many, 300.0, 0.1).parts));
+    }
 
     #[track_caller]
     fn check_shares(parts: &[f64], expected: &[u32]) {

@@ -1,13 +1,15 @@
-//! The split that is used: near the optimum of its window, and as near to the even split as that allows.
+//! The split that is used: near the optimum of its window, and near to the even split wherever leaving it
+//! buys nothing.
 //!
-//! The plan runs in the *next* window, in which expert `e` carries `w_e (1 + d_e)` with independent relative
-//! changes of variance `v_e`. The expected sum of squared rank loads is then
-//! `sum_g L_g^2 + sum_e v_e sum_g x_eg^2`: the potential whose minimum also minimises the largest load
-//! (Hajek 1990, load balancing in graphs), plus a ridge that pulls every expert to its even split. A vertex of
-//! the optimal face ignores the second term and pays for it in the next window.
+//! The plan runs in the *next* window, whose loads differ by a random change with the covariance that
+//! [`Change`](super::problem::Change) describes. The expected sum of squared rank loads is then
+//! `sum_g (L_g^2 + sum_p v_gp^2 + sum_e d^2 x_eg^2)`, where `v_gp` is what the parts' deviations sum to on rank
+//! `g`. The first term alone has its minimum where the largest load is least (Hajek 1990, load balancing in
+//! graphs); the others pull every expert to its even split, and experts that rise together apart. A vertex of the
+//! optimal face ignores them and pays for it in the next window.
 //!
 //! Minimised by Gauss-Seidel over the experts, each solved exactly (water-filling), over-relaxed. When the
-//! ridge keeps the largest load above the tolerance it is lowered, at last to the exact split's own level.
+//! largest load stays above the tolerance the pull is weakened, at last to the exact split's own level.
 
 use super::problem::{LayerProblem, Replicas};
 use super::split::ExactSplit;
@@ -23,16 +25,12 @@ const SETTLED: f64 = 1e-5;
 const RIDGE_STEP: f64 = 8.0;
 const RIDGE_STEPS: usize = 3;
 
-/// Splits every expert's load over its replicas; returns `[replicas]` loads.
-///
-/// `drift` is the relative standard deviation of an expert's load between windows; counting noise
-/// (`1 / w` for a count of `w`) is added to its square. The largest rank load is at most
+/// Splits every expert's load over its replicas; returns `[replicas]` loads. The largest rank load is at most
 /// `exact.level * (1 + tolerance)`.
 pub(super) fn regularised_split(
     problem: &LayerProblem,
     replicas: &Replicas,
     exact: &ExactSplit,
-    drift: f64,
     tolerance: f64,
 ) -> Vec<f64> {
     let mut split = replicas.even_split(&problem.loads);
@@ -41,26 +39,22 @@ pub(super) fn regularised_split(
         return split;
     }
     let allowed = exact.level * (1.0 + tolerance);
-    let mut rank_load = replicas.rank_loads(problem.ranks, &split);
-    let shared: Vec<usize> =
-        (0..problem.experts()).filter(|&e| replicas.count(e) > 1 && problem.loads[e] > 0.0).collect();
+    let shared: Vec<Shared> = shared_experts(problem, replicas);
+    let mut ranks = Ranks::new(problem, replicas, &split);
     let mut strength = 1.0;
     for step in 0..=RIDGE_STEPS {
         for _ in 0..SWEEPS_MAX {
             let mut change: f64 = 0.0;
-            for &expert in &shared {
-                let ridge = strength * (drift * drift + 1.0 / problem.loads[expert].max(1.0));
-                let range = replicas.range(expert);
-                let ranks = &replicas.rank[range.clone()];
-                let moved =
-                    water_fill(problem.loads[expert], ridge, ranks, &mut split[range], &mut rank_load);
+            for expert in &shared {
+                let held = &replicas.rank[expert.range.clone()];
+                let moved = water_fill(expert, strength, held, &mut split[expert.range.clone()], &mut ranks);
                 change = change.max(moved);
             }
             if change <= SETTLED * mean {
                 break;
             }
         }
-        if largest(&rank_load) <= allowed {
+        if largest(&ranks.load) <= allowed {
             return split;
         }
         strength = if step + 1 == RIDGE_STEPS { 0.0 } else { strength / RIDGE_STEP };
@@ -69,38 +63,96 @@ pub(super) fn regularised_split(
     split
 }
 
-/// Minimises `1/2 sum_g (R_g + x_g)^2 + ridge/2 sum_g x_g^2` over `x >= 0`, `sum x = load`, where `R` is what
-/// the ranks carry besides this expert, and steps beyond the minimum by the over-relaxation where that stays
-/// feasible. Returns the largest change.
-fn water_fill(load: f64, ridge: f64, ranks: &[u16], split: &mut [f64], rank_load: &mut [f64]) -> f64 {
-    let rest = |at: usize, split: &[f64], rank_load: &[f64]| rank_load[usize::from(ranks[at])] - split[at];
-    // The water level over all replicas, then without those whose rank stands above it, until none does.
-    let mut level = f64::INFINITY;
-    loop {
-        let (mut sum, mut count) = (0.0, 0usize);
-        for at in 0..ranks.len() {
-            let rest = rest(at, split, rank_load);
-            if rest < level {
-                sum += rest;
-                count += 1;
+/// An expert with a choice.
+struct Shared {
+    load: f64,
+    range: std::ops::Range<usize>,
+    /// Variance of its own, relative to the square of its load: drift and counting noise.
+    own: f64,
+    /// `[parts]`: deviations per unit of load.
+    unit: Vec<f64>,
+}
+
+fn shared_experts(problem: &LayerProblem, replicas: &Replicas) -> Vec<Shared> {
+    (0..problem.experts())
+        .filter(|&expert| replicas.count(expert) > 1 && problem.loads[expert] > 0.0)
+        .map(|expert| {
+            let load = problem.loads[expert];
+            let own = problem.change.drift * problem.change.drift + 1.0 / load.max(1.0);
+            let unit: Vec<f64> = problem.change.of(expert).iter().map(|deviation| deviation / load).collect();
+            Shared { load, range: replicas.range(expert), own, unit }
+        })
+        .collect()
+}
+
+/// The ranks under the present split.
+struct Ranks {
+    parts: usize,
+    /// `[ranks]`.
+    load: Vec<f64>,
+    /// `[ranks][parts]`: sums of deviations.
+    deviation: Vec<f64>,
+}
+
+impl Ranks {
+    fn new(problem: &LayerProblem, replicas: &Replicas, split: &[f64]) -> Self {
+        let parts = problem.change.parts;
+        let mut deviation = vec![0.0; problem.ranks * parts];
+        for (expert, &load) in problem.loads.iter().enumerate().filter(|(_, load)| **load > 0.0) {
+            for at in replicas.range(expert) {
+                let rank = usize::from(replicas.rank[at]);
+                let of_rank = &mut deviation[rank * parts..(rank + 1) * parts];
+                let part = split[at] / load;
+                of_rank.iter_mut().zip(problem.change.of(expert)).for_each(|(sum, d)| *sum += part * d);
             }
         }
-        let next = (load * (1.0 + ridge) + sum) / count as f64;
+        Self { parts, load: replicas.rank_loads(problem.ranks, split), deviation }
+    }
+
+    fn deviation(&mut self, rank: usize) -> &mut [f64] {
+        &mut self.deviation[rank * self.parts..(rank + 1) * self.parts]
+    }
+}
+
+/// Minimises the potential over one expert's split `x >= 0`, `sum x = load`, and steps beyond the minimum by the
+/// over-relaxation where that stays feasible. Returns the largest change.
+///
+/// With `R_g` the rank's load without the expert, `r_g` the inner product of the rank's deviations without it and
+/// the expert's own, and `q` its variance, the potential is `sum_g 1/2 (1 + q) x_g^2 + (R_g + r_g) x_g`: water
+/// poured into vessels that stand at `R_g + r_g`.
+fn water_fill(expert: &Shared, strength: f64, held: &[u16], split: &mut [f64], ranks: &mut Ranks) -> f64 {
+    let square: f64 = expert.unit.iter().map(|u| u * u).sum();
+    let stiffness = 1.0 + strength * (expert.own + square);
+    let floor: Vec<f64> = held
+        .iter()
+        .zip(split.iter())
+        .map(|(&rank, &part)| {
+            let rank = usize::from(rank);
+            let inner: f64 = ranks.deviation(rank).iter().zip(&expert.unit).map(|(v, u)| v * u).sum();
+            ranks.load[rank] - part + strength * (inner - part * square)
+        })
+        .collect();
+    // The water level over all replicas, then without those that stand above it, until none does.
+    let mut level = f64::INFINITY;
+    loop {
+        let under = floor.iter().filter(|floor| **floor < level);
+        let (sum, count) = under.fold((0.0, 0usize), |(sum, count), floor| (sum + floor, count + 1));
+        let next = (expert.load * stiffness + sum) / count as f64;
         if next >= level {
             break;
         }
         level = next;
     }
-    let wanted = |at: usize, split: &[f64], rank_load: &[f64]| {
-        ((level - rest(at, split, rank_load)) / (1.0 + ridge)).max(0.0)
-    };
-    let beyond = |at: usize| split[at] + RELAXATION * (wanted(at, split, rank_load) - split[at]) >= 0.0;
-    let step = if (0..ranks.len()).all(beyond) { RELAXATION } else { 1.0 };
+    let by = |at: usize, split: &[f64]| ((level - floor[at]) / stiffness).max(0.0) - split[at];
+    let feasible = (0..held.len()).all(|at| split[at] + RELAXATION * by(at, split) >= 0.0);
+    let step = if feasible { RELAXATION } else { 1.0 };
     let mut change: f64 = 0.0;
-    for at in 0..ranks.len() {
-        let by = step * (wanted(at, split, rank_load) - split[at]);
+    for (at, &rank) in held.iter().enumerate() {
+        let rank = usize::from(rank);
+        let by = step * by(at, split);
         split[at] += by;
-        rank_load[usize::from(ranks[at])] += by;
+        ranks.load[rank] += by;
+        ranks.deviation(rank).iter_mut().zip(&expert.unit).for_each(|(v, u)| *v += by * u);
         change = change.max(by.abs());
     }
     change

@@ -80,7 +80,7 @@ mod tests {
 
     #[track_caller]
     fn check(loads: &[f64], ranks: usize, slots: usize, worth: Worth, expected: &[u16]) {
-        let problem = LayerProblem { ranks, slots, loads: loads.to_vec() };
+        let problem = LayerProblem::plain(ranks, slots, loads.to_vec());
         assert_eq!(replica_counts(&problem, worth), expected);
     }
 

@@ -257,7 +257,7 @@ mod tests {
             let (mut state, to) =
                 (experts_of(seeds.0, ranks, slots, experts), experts_of(seeds.1, ranks, slots, experts));
             let loads = (0..experts).map(|e| ((e * 7) % 13) as f64).collect();
-            let problem = LayerProblem { ranks, slots, loads };
+            let problem = LayerProblem::plain(ranks, slots, loads);
             let plans = plans_needed(&state, &to, slots, spare).unwrap();
             for left in (0..plans).rev() {
                 let next = next_step(&problem, &state, &to, spare);
@@ -277,7 +277,7 @@ mod tests {
     #[test]
     fn without_a_spare_slot_nothing_moves() {
         let placement = |of: &[u16]| Placement { of_rank: of.iter().map(|&e| vec![e]).collect() };
-        let problem = LayerProblem { ranks: 2, slots: 1, loads: vec![1.0, 2.0] };
+        let problem = LayerProblem::plain(2, 1, vec![1.0, 2.0]);
         let (from, to) = (placement(&[0, 1]), placement(&[1, 0]));
         assert_eq!(next_step(&problem, &from, &to, 0), from);
         assert_eq!(plans_needed(&from, &to, 1, 0), None);

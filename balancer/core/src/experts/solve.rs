@@ -76,10 +76,15 @@ pub fn place(snapshot: &Snapshot, policy: &ExpertPolicy) -> Vec<LayerPlan> {
     };
     (0..usize::from(shape.layers))
         .map(|layer| {
-            let problem = LayerProblem::new(shape, snapshot.loads.layer(layer));
+            let problem = layer_problem(snapshot, layer, policy);
             Draft::new(&problem, fresh(&problem)).write(&problem, shape, &empty, policy)
         })
         .collect()
+}
+
+fn layer_problem(snapshot: &Snapshot, layer: usize, policy: &ExpertPolicy) -> LayerProblem {
+    let parts: Vec<&[u64]> = snapshot.parts.iter().map(|part| part.layer(layer)).collect();
+    LayerProblem::new(snapshot.topology.shape(), snapshot.loads.layer(layer), &parts, policy.load_drift)
 }
 
 /// A placement with what its best split reaches.
@@ -104,13 +109,7 @@ impl Draft {
         running: &LayerPlan,
         policy: &ExpertPolicy,
     ) -> LayerPlan {
-        let split = regularised_split(
-            problem,
-            &self.replicas,
-            &self.exact,
-            policy.load_drift,
-            policy.split_tolerance,
-        );
+        let split = regularised_split(problem, &self.replicas, &self.exact, policy.split_tolerance);
         to_layer_plan(shape, running, &self.placement, &self.replicas, &split)
     }
 }
@@ -145,7 +144,7 @@ pub fn solve(snapshot: &Snapshot, running: &Plan, target: Option<&Target>, polic
     let shape = topology.shape();
     debug_assert_eq!(invariants::check(running, None, topology), Ok(()));
     let mut layers: Vec<Layer> =
-        (0..).zip(&running.layers).map(|(at, plan)| enter(snapshot, plan, at)).collect();
+        (0..).zip(&running.layers).map(|(at, plan)| enter(snapshot, plan, at, policy)).collect();
     if !snapshot.is_complete() {
         return keep(&layers, shape, policy, KeepReason::IncompleteSnapshot, target.cloned());
     }
@@ -163,10 +162,10 @@ pub fn solve(snapshot: &Snapshot, running: &Plan, target: Option<&Target>, polic
     reweight(&layers, running, shape, policy)
 }
 
-fn enter<'a>(snapshot: &'a Snapshot, running: &'a LayerPlan, at: usize) -> Layer<'a> {
+fn enter<'a>(snapshot: &'a Snapshot, running: &'a LayerPlan, at: usize, policy: &ExpertPolicy) -> Layer<'a> {
     let shape = snapshot.topology.shape();
     let counts = snapshot.loads.layer(at);
-    let problem = LayerProblem::new(shape, counts);
+    let problem = layer_problem(snapshot, at, policy);
     let now = Draft::new(&problem, Placement::of_plan(shape, running));
     Layer { problem, counts, running, now, aim: None }
 }

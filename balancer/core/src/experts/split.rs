@@ -275,7 +275,7 @@ mod tests {
 
     #[track_caller]
     fn check(loads: &[f64], of_rank: &[&[u16]], level: f64, critical: &[u16]) {
-        let problem = LayerProblem { ranks: of_rank.len(), slots: 9, loads: loads.to_vec() };
+        let problem = LayerProblem::plain(of_rank.len(), 9, loads.to_vec());
         let placement = Placement { of_rank: of_rank.iter().map(|held| held.to_vec()).collect() };
         let split = exact_split(&problem, &Replicas::of(&placement, loads.len()));
         assert!((split.level - level).abs() < 1e-9, "level {}", split.level);
@@ -308,7 +308,7 @@ mod tests {
                 }
             }
             placement.sort();
-            (LayerProblem { ranks, slots: loads.len(), loads: loads.into_iter().map(f64::from).collect() }, placement)
+            (LayerProblem::plain(ranks, loads.len(), loads.into_iter().map(f64::from).collect()), placement)
         }
     }
 
