@@ -809,6 +809,11 @@ fn account(
         imbalance_after: report.after_mean(),
         imbalance_bound: report.bound_mean(),
         window: Some(result.window.window.into()),
+        limits: report.layers.iter().fold(Default::default(), |mut limits: HashMap<_, _>, layer| {
+            *limits.entry(layer.binding.as_str().to_owned()).or_default() += 1;
+            limits
+        }),
+        not_placed: u32::try_from(report.not_placed.len()).expect("replicas of a unit fit 32 bits"),
     };
     Pending { summary, loads: (&result.window.loads).into(), phase_began: now }
 }

@@ -18,9 +18,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 /// Pause between two engine steps. The clock is compressed: a real load window is minutes of steps.
-const PACE: Duration = Duration::from_millis(100);
+const PACE: Duration = Duration::from_millis(250);
 /// Windows that each synthetic unit is fed at least.
-const WINDOWS_MIN: u64 = 12;
+const WINDOWS_MIN: u64 = 24;
 /// Windows that each synthetic unit is fed at most: the request engines are done long before.
 const WINDOWS_MAX: u64 = 2_000;
 /// A unit that is not at rest this long after a window is fed another one.

@@ -33,7 +33,7 @@ pub(crate) struct Demo {
     #[arg(long, value_enum, default_value = "table")]
     output: Output,
     /// Virtual minutes of the request trace to replay
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(2..=20))]
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(2..=20))]
     minutes: u64,
     /// Request trace in the format of Mooncake (.jsonl or .jsonl.gz) [default: the recorded one]
     #[arg(long, value_name = "FILE")]

@@ -146,11 +146,17 @@ impl Workload {
         let mut engine = self.decode_engine();
         drive(&mut engine, router, progress, |engine| {
             let ranks = engine.kv_by_rank().iter().zip(engine.requests_by_rank());
+            // The slowest rank holds all others up, so every rank's step takes as long.
+            let max = |values: &[u64]| values.iter().copied().max().unwrap_or(0) as f64;
+            let step_ms = self.decode.cost.step_ms(max(engine.kv_by_rank()), max(engine.requests_by_rank()));
+            let step_us = (step_ms * 1e3) as u32;
             let gauge = |(rank, (&kv, &requests)): (usize, (&u64, &u64))| v1::RankGauges {
                 rank: rank as u32,
                 kv_used_tokens: kv,
                 kv_total_tokens: KV_CAPACITY,
                 requests: requests as u32,
+                step_us_p50: step_us,
+                step_us_p99: step_us,
                 ..Default::default()
             };
             gauges.send_replace(ranks.enumerate().map(gauge).collect());

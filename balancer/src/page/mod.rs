@@ -105,6 +105,8 @@ pub fn plans_json(plans: &[v1::PlanSummary]) -> Value {
             "imbalance_bound": p.imbalance_bound,
             "from_step": window.from_step,
             "to_step": window.to_step,
+            "limits": p.limits,
+            "not_placed": p.not_placed,
         })
     };
     json!({"plans": plans.iter().map(plan).collect::<Vec<_>>()})
