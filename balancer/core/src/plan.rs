@@ -318,6 +318,14 @@ mod tests {
         assert_ne!(other.digest(), base.digest());
     }
 
+    /// Agents of another version compute the same digest or refuse every plan: this one never changes.
+    #[test]
+    fn the_digest_of_a_known_plan_is_known() {
+        let topology = topology();
+        let boot = Plan::boot(topology.unit().clone(), topology.shape());
+        assert_eq!(boot.digest().short(), "4c98d045");
+    }
+
     #[test]
     fn no_load_is_balanced() {
         assert_eq!(max_over_mean(&[0.0, 0.0]), 1.0);

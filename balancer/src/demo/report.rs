@@ -209,3 +209,94 @@ fn policy_json(policy: &PolicyFigures) -> Value {
         },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::demo::figures::{ShiftFigures, Totals, WorkloadFigures};
+    use crate::demo::verify::Verified;
+    use evenkeel_simulate::decode_engine::DecodeFigures;
+    use evenkeel_simulate::prefill_engine::PrefillFigures;
+
+    fn policy(worse: f64) -> PolicyFigures {
+        PolicyFigures {
+            decode: DecodeFigures {
+                steps: 1000,
+                requests_per_rank: 60.0,
+                kv_per_rank: 1e6,
+                kv_imbalance: 1.0 + worse,
+                requests_imbalance: 1.0 + worse / 2.0,
+                step_ms: 50.0 * (1.0 + worse),
+                ideal_step_ms: 50.0,
+            },
+            prefill: PrefillFigures {
+                rounds: 100,
+                tokens: 1_000_000,
+                tokens_imbalance: 1.0,
+                attention_imbalance: 1.0 + 4.0 * worse,
+                attention_over_bound: 1.0 + worse,
+                time_over_ideal: 1.0 + worse,
+                ..PrefillFigures::default()
+            },
+        }
+    }
+
+    fn figures() -> Figures {
+        let planners = |evenkeel| Planners { boot: 1.5, eplb: 1.0084, evenkeel };
+        Figures {
+            experts: vec![ExpertFigures {
+                unit: "prefill".to_owned(),
+                size: "32 ranks x 9 slots".to_owned(),
+                routing: "synthetic".to_owned(),
+                epoch: 9,
+                solved: planners(1.0001),
+                next: planners(1.02),
+                next_even_split: 1.03,
+                next_resolved: 1.0002,
+            }],
+            shift: ShiftFigures { before: 1.4, after: 1.001, plans: 9, moves: 1000 },
+            round_robin: policy(0.4),
+            least_requests: policy(0.3),
+            evenkeel: policy(0.05),
+            workload: WorkloadFigures {
+                minutes: 20,
+                recorded: 3658,
+                decode_copies: 174,
+                prefill_copies: 2,
+                decisions: 123_456,
+            },
+            totals: Totals {
+                weights_plans: 5,
+                moves_plans: 20,
+                slots_moved: 4000,
+                bytes_local: 4096,
+                bytes_peer: 8192,
+                slots_fingerprinted: 4000,
+            },
+            verified: Verified { agents: 23, slots_compared: 35_280, bytes_compared: 144_506_880, slots_wrong: 0 },
+            balancer_peak_memory: 42_000_000,
+            processes: 24,
+            replay_seconds: 41.4,
+        }
+    }
+
+    /// The file is what a person has looked at. To change it: EVENKEEL_BLESS=1, then look again.
+    #[track_caller]
+    fn check_golden(name: &str, found: &str) {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/demo/golden").join(name);
+        if std::env::var_os("EVENKEEL_BLESS").is_some() {
+            std::fs::write(&path, found).expect("written");
+        }
+        assert_eq!(found, std::fs::read_to_string(&path).expect("the golden file"), "{}", path.display());
+    }
+
+    #[test]
+    fn the_table_reads_as_blessed() {
+        check_golden("table.txt", &table(&figures()));
+    }
+
+    #[test]
+    fn the_json_reads_as_blessed() {
+        check_golden("figures.json", &format!("{:#}\n", json(&figures())));
+    }
+}
