@@ -6,8 +6,8 @@ pub struct ExpertPolicy {
     /// How far (as a ratio above the optimum) a split may stay from the best one in order to be nearer to
     /// the even split. An optimum from a vertex of the polytope fits its own window and fails in the next.
     pub split_tolerance: f64,
-    /// Relative standard deviation of an expert's load from one window to the next, beyond counting noise. The
-    /// larger it is, the more a split leans to the even one, within `split_tolerance`.
+    /// Relative standard deviation that every expert's load has by itself from one window to the next. The
+    /// larger it is, the more placement and split spread uncertain load, within `split_tolerance`.
     pub load_drift: f64,
     /// Predicted relative gain in imbalance below which a weights-only plan is not worth a table flip.
     pub weights_gain_min: f64,
@@ -28,10 +28,11 @@ pub struct ExpertPolicy {
 impl Default for ExpertPolicy {
     fn default() -> Self {
         Self {
-            // A window's counts are not better known than this.
-            split_tolerance: 0.001,
-            // Recorded routing of one domain drifts by 10 to 30 % per expert between windows of minutes.
-            load_drift: 0.2,
+            // Well below what the next window differs by, and below what a step's time shows.
+            split_tolerance: 0.002,
+            // What experts change by themselves; what they change together is measured from the parts of
+            // the window. More would level the ranks' certainty at the expense of their load.
+            load_drift: 0.05,
             weights_gain_min: 0.002,
             moves_gain_min: 0.01,
             imbalance_target: 1.002,

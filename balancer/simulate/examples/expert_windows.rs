@@ -20,12 +20,17 @@ use std::time::Instant;
 /// Runs of which the fastest counts as a solve's time.
 const TIMED_RUNS: usize = 5;
 
+/// Tokens of one part of a recorded window, as an agent would report them.
+const PART_TOKENS: usize = 512;
+
 struct Case {
     name: String,
     topology: Arc<UnitTopology>,
     groups: usize,
     solved: LoadTable,
     next: LoadTable,
+    /// The solved window in parts; empty when it has none.
+    parts: Vec<LoadTable>,
 }
 
 fn topology(layers: u16, experts: u16, ranks: u16, slots: u16, spare: u16) -> Arc<UnitTopology> {
@@ -49,9 +54,10 @@ fn topology(layers: u16, experts: u16, ranks: u16, slots: u16, spare: u16) -> Ar
     )
 }
 
-fn snapshot(topology: &Arc<UnitTopology>, loads: &LoadTable) -> Snapshot {
+fn snapshot(topology: &Arc<UnitTopology>, loads: &LoadTable, parts: &[LoadTable]) -> Snapshot {
     let window = Window { from_step: 0, to_step: 1 };
     Snapshot::new(topology.clone(), window, loads.clone(), topology.shape().ranks, 0)
+        .and_then(|snapshot| snapshot.with_parts(parts.to_vec()))
         .expect("loads of the shape")
 }
 
@@ -83,7 +89,7 @@ fn row(label: &str, (mean, worst): (f64, f64), note: &str) {
 fn compare(case: &Case, policy: &ExpertPolicy) {
     let shape = case.topology.shape();
     println!("\n{}", case.name);
-    let now = snapshot(&case.topology, &case.solved);
+    let now = snapshot(&case.topology, &case.solved, &case.parts);
     let (placed, fresh_ms) = timed(|| experts::place(&now, policy));
     row("solved window", of_plan(&placed, shape, &case.solved), &format!("fresh solve {fresh_ms:.2} ms"));
     let even: Vec<LayerPlan> = placed
@@ -97,7 +103,7 @@ fn compare(case: &Case, policy: &ExpertPolicy) {
     row("next window, even split of it", of_plan(&even, shape, &case.next), "");
     let weights_only =
         ExpertPolicy { moves_gain_min: f64::INFINITY, weights_gain_min: 0.0, ..policy.clone() };
-    let next = snapshot(&case.topology, &case.next);
+    let next = snapshot(&case.topology, &case.next, &[]);
     let (resolved, weights_ms) = timed(|| experts::solve(&next, &base, None, &weights_only));
     let resolved = resolved.plan.map_or(base.layers.clone(), |plan| plan.layers);
     row(
@@ -127,7 +133,7 @@ fn migrate(case: &Case, spare: u16, policy: &ExpertPolicy) {
     let shape = case.topology.shape();
     let topology = topology(shape.layers, shape.experts, shape.ranks, shape.slots_per_rank, spare);
     let shape = topology.shape();
-    let now = snapshot(&topology, &case.solved);
+    let now = snapshot(&topology, &case.solved, &case.parts);
     let mut running = Plan::boot(topology.unit().clone(), shape);
     let (mut target, mut moves, mut line) = (None, 0, String::new());
     let mut most_ms: f64 = 0.0;
@@ -164,20 +170,27 @@ fn synthetic(name: &str, ranks: u16, slots: u16, groups: usize, sigma: f64, drif
         groups,
         solved: table(58, 256, windows.window(0)),
         next: table(58, 256, windows.window(1)),
+        parts: Vec::new(),
     }
 }
 
 fn recorded(stem: &str) -> Result<[Case; 2], Box<dyn std::error::Error>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data");
     let routing = RecordedRouting::read(&folder, stem)?;
-    let (tokens, middle) = (routing.tokens(), routing.tokens() / 2);
-    let halves = [table(26, 64, routing.counts(0..middle)), table(26, 64, routing.counts(middle..tokens))];
-    let case = |solved: usize, what: &str| Case {
-        name: format!("V2-Lite, recorded, {stem}, {what}: 8 ranks x 9 slots"),
-        topology: topology(26, 64, 8, 9, 1),
-        groups: 1,
-        solved: halves[solved].clone(),
-        next: halves[1 - solved].clone(),
+    let tokens = routing.tokens();
+    let halves = [0..tokens / 2, tokens / 2..tokens];
+    let counts = |range: std::ops::Range<usize>| table(26, 64, routing.counts(range));
+    let case = |solved: usize, what: &str| {
+        let range = halves[solved].clone();
+        let steps = range.clone().step_by(PART_TOKENS);
+        Case {
+            name: format!("V2-Lite, recorded, {stem}, {what}: 8 ranks x 9 slots"),
+            topology: topology(26, 64, 8, 9, 1),
+            groups: 1,
+            solved: counts(range.clone()),
+            next: counts(halves[1 - solved].clone()),
+            parts: steps.map(|from| counts(from..(from + PART_TOKENS).min(range.end))).collect(),
+        }
     };
     Ok([case(0, "half 1 -> half 2"), case(1, "half 2 -> half 1")])
 }
@@ -185,8 +198,10 @@ fn recorded(stem: &str) -> Result<[Case; 2], Box<dyn std::error::Error>> {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let policy = ExpertPolicy::default();
     let mut cases = vec![
+        synthetic("prefill", 32, 9, 8, 0.5, 0.03),
+        synthetic("prefill", 32, 9, 8, 1.0, 0.03),
+        synthetic("decode", 144, 2, 8, 0.5, 0.03),
         synthetic("prefill", 32, 9, 8, 0.5, 0.1),
-        synthetic("prefill", 32, 9, 8, 1.0, 0.1),
         synthetic("decode", 144, 2, 8, 0.5, 0.1),
     ];
     for stem in ["dsv2lite_intent", "dsv2lite_law"] {

@@ -8,6 +8,8 @@ mod relabel;
 mod replicas;
 mod schedule;
 mod solve;
+#[cfg(test)]
+mod solve_tests;
 mod split;
 mod swap;
 

@@ -8,16 +8,18 @@ use std::collections::BinaryHeap;
 
 /// Levels tried, from the mean upwards: the packing is a heuristic and not monotone in the level, so a scan finds
 /// better starts than bisection.
-const LEVELS: u32 = 16;
-const LEVEL_STEP: f64 = 0.005;
+const LEVELS: u32 = 8;
+const LEVEL_STEP: f64 = 0.01;
 /// Growth of the level when none of those packs.
 const LEVEL_GROWTH: f64 = 1.05;
 /// Best starts that are refined.
 const STARTS_REFINED: usize = 2;
 /// Redeals tried per tree.
 const REDEALS_PER_TREE_MAX: usize = 2;
+/// Relative gain below which a redeal is not worth its time.
+const REDEAL_GAIN_MIN: f64 = 3e-4;
 /// Lowest trees tried before the best partner so far is taken.
-const PARTNERS_ENOUGH: usize = 12;
+const PARTNERS_ENOUGH: usize = 6;
 /// Experts of two trees up to which all deals are compared: `C(8, 4) = 70`.
 const DEAL_EXPERTS_MAX: usize = 8;
 
@@ -207,7 +209,7 @@ fn redeal(trees: &mut [Tree], target: f64) {
         }
         order.sort_by(|&a, &b| levels[a].total_cmp(&levels[b]).then(a.cmp(&b)));
         let mut best: Option<(usize, u32)> = None;
-        let mut least = levels[worst] * (1.0 - 1e-9);
+        let mut least = levels[worst] * (1.0 - REDEAL_GAIN_MIN);
         for (tried, &other) in order.iter().enumerate().filter(|(_, other)| **other != worst) {
             if tried >= PARTNERS_ENOUGH && best.is_some() {
                 break;
@@ -233,18 +235,25 @@ fn redeal(trees: &mut [Tree], target: f64) {
 fn best_deal(a: &Tree, b: &Tree, mut least: f64) -> Option<(f64, u32)> {
     let (in_a, all) = (a.experts.len(), a.experts.len() + b.experts.len());
     let mut best = None;
-    let mut see = |deal: u32, level: f64| {
-        if level < least {
-            least = level;
-            best = Some((level, deal));
-        }
-    };
     if all <= DEAL_EXPERTS_MAX {
         let mut loads = [0.0; DEAL_EXPERTS_MAX];
         loads.iter_mut().zip(a.experts.iter().chain(&b.experts)).for_each(|(to, expert)| *to = expert.1);
+        let total = a.sum + b.sum;
+        let mut sums = [0.0; 1 << DEAL_EXPERTS_MAX];
+        for deal in 1..1usize << all {
+            sums[deal] = sums[deal & (deal - 1)] + loads[deal.trailing_zeros() as usize];
+        }
         let mut deal = (1u32 << in_a) - 1;
         while deal < 1 << all {
-            see(deal, deal_level(&loads[..all], deal, a.ranks, b.ranks));
+            // Nearly every deal is too uneven; its sum alone tells.
+            let sum = sums[deal as usize];
+            if sum <= a.ranks as f64 * least && total - sum <= b.ranks as f64 * least {
+                let level = deal_level(&loads[..all], deal, a.ranks, b.ranks);
+                if level < least {
+                    least = level;
+                    best = Some((level, deal));
+                }
+            }
             deal = next_of_same_size(deal);
         }
     } else if all <= 31 {
@@ -253,7 +262,11 @@ fn best_deal(a: &Tree, b: &Tree, mut least: f64) -> Option<(f64, u32)> {
             for back in in_a..all {
                 let deal = ((1u32 << in_a) - 1) & !(1 << out) | 1 << back;
                 let (left, right) = dealt(a, b, deal);
-                see(deal, left.level().max(right.level()));
+                let level = left.level().max(right.level());
+                if level < least {
+                    least = level;
+                    best = Some((level, deal));
+                }
             }
         }
     }

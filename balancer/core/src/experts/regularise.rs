@@ -2,16 +2,21 @@
 //! buys nothing.
 //!
 //! The plan runs in the *next* window, whose loads differ by a random change with the covariance that
-//! [`Change`](super::problem::Change) describes. The expected sum of squared rank loads is then
-//! `sum_g (L_g^2 + sum_p v_gp^2 + sum_e d^2 x_eg^2)`, where `v_gp` is what the parts' deviations sum to on rank
-//! `g`. The first term alone has its minimum where the largest load is least (Hajek 1990, load balancing in
-//! graphs); the others pull every expert to its even split, and experts that rise together apart. A vertex of the
-//! optimal face ignores them and pays for it in the next window.
+//! [`Change`](super::problem::Change) describes. What matters there is the highest `L + risk * sqrt(V)`, a rank's load
+//! and the standard deviation of it. So among the splits that are allowed by the tolerance:
 //!
-//! Minimised by Gauss-Seidel over the experts, each solved exactly (water-filling), over-relaxed. When the
-//! largest load stays above the tolerance the pull is weakened, at last to the exact split's own level.
+//! 1. the even split itself, if it is one of them: it has the least variance there is to have;
+//! 2. otherwise the minimum of `sum_g (L_g + s m_g)^2 + s (sum_p v_gp^2 + sum_e d^2 x_eg^2)` for the largest of a
+//!    ladder of strengths `s <= 1` that keeps the tolerance. `m_g` is the rank's `risk * sqrt(V)` under the even
+//!    split, `v_gp` the sum of its experts' deviations in part `p` and `d` their own drift. Without `s` the minimum
+//!    is where the largest load is least (Hajek 1990, load balancing in graphs); the rest pulls every expert to
+//!    its even split, experts that rise together apart, and load away from uncertain ranks. A vertex of the
+//!    optimal face ignores all that and pays for it in the next window.
+//!
+//! Minimised by Gauss-Seidel over the experts, each solved exactly (water-filling), over-relaxed. When no
+//! strength keeps the tolerance, the last split is blended with the exact one just as far as needed.
 
-use super::problem::{LayerProblem, Replicas};
+use super::problem::{LayerProblem, RISK, Replicas};
 use super::split::ExactSplit;
 
 /// Sweeps for one strength of the ridge. Connected placements of 32 to 144 ranks settle in 10 to 60.
@@ -21,9 +26,9 @@ const SWEEPS_MAX: usize = 64;
 const RELAXATION: f64 = 1.5;
 /// A sweep that changes no rank by more than this part of the mean ends the iteration.
 const SETTLED: f64 = 1e-5;
-/// Each time the tolerance is missed the ridge is divided by this; three times, then it is dropped.
-const RIDGE_STEP: f64 = 8.0;
-const RIDGE_STEPS: usize = 3;
+/// Each time the tolerance is missed the strength is divided by this; so often, then it is 0.
+const STRENGTH_STEP: f64 = 2.0;
+const STRENGTH_STEPS: usize = 7;
 
 /// Splits every expert's load over its replicas; returns `[replicas]` loads. The largest rank load is at most
 /// `exact.level * (1 + tolerance)`.
@@ -41,8 +46,11 @@ pub(super) fn regularised_split(
     let allowed = exact.level * (1.0 + tolerance);
     let shared: Vec<Shared> = shared_experts(problem, replicas);
     let mut ranks = Ranks::new(problem, replicas, &split);
+    if largest(&ranks.load) <= allowed {
+        return split;
+    }
     let mut strength = 1.0;
-    for step in 0..=RIDGE_STEPS {
+    for step in 0..=STRENGTH_STEPS {
         for _ in 0..SWEEPS_MAX {
             let mut change: f64 = 0.0;
             for expert in &shared {
@@ -57,7 +65,7 @@ pub(super) fn regularised_split(
         if largest(&ranks.load) <= allowed {
             return split;
         }
-        strength = if step + 1 == RIDGE_STEPS { 0.0 } else { strength / RIDGE_STEP };
+        strength = if step + 1 == STRENGTH_STEPS { 0.0 } else { strength / STRENGTH_STEP };
     }
     blend(problem, replicas, exact, &mut split, allowed);
     split
@@ -92,6 +100,8 @@ struct Ranks {
     load: Vec<f64>,
     /// `[ranks][parts]`: sums of deviations.
     deviation: Vec<f64>,
+    /// `[ranks]`: how far a rank should stay below the others because its load is less certain.
+    margin: Vec<f64>,
 }
 
 impl Ranks {
@@ -106,7 +116,15 @@ impl Ranks {
                 of_rank.iter_mut().zip(problem.change.of(expert)).for_each(|(sum, d)| *sum += part * d);
             }
         }
-        Self { parts, load: replicas.rank_loads(problem.ranks, split), deviation }
+        let mut variance = vec![0.0; problem.ranks];
+        for (&rank, &part) in replicas.rank.iter().zip(split) {
+            variance[usize::from(rank)] += (problem.change.drift * part).powi(2);
+        }
+        for (rank, variance) in variance.iter_mut().enumerate() {
+            *variance += deviation[rank * parts..(rank + 1) * parts].iter().map(|d| d * d).sum::<f64>();
+        }
+        let margin = variance.iter().map(|variance| RISK * variance.sqrt()).collect();
+        Self { parts, load: replicas.rank_loads(problem.ranks, split), deviation, margin }
     }
 
     fn deviation(&mut self, rank: usize) -> &mut [f64] {
@@ -129,7 +147,7 @@ fn water_fill(expert: &Shared, strength: f64, held: &[u16], split: &mut [f64], r
         .map(|(&rank, &part)| {
             let rank = usize::from(rank);
             let inner: f64 = ranks.deviation(rank).iter().zip(&expert.unit).map(|(v, u)| v * u).sum();
-            ranks.load[rank] - part + strength * (inner - part * square)
+            ranks.load[rank] - part + strength * (ranks.margin[rank] + inner - part * square)
         })
         .collect();
     // The water level over all replicas, then without those that stand above it, until none does.

@@ -256,7 +256,8 @@ fn reweight(layers: &[Layer<'_>], running: &Plan, shape: &UnitShape, policy: &Ex
         not_placed: Vec::new(),
     };
     let gain = (report.before_mean() - report.after_mean()) / report.before_mean();
-    if gain < policy.weights_gain_min {
+    // Never without any gain, whatever the policy says: a plan would follow itself for ever.
+    if gain < policy.weights_gain_min || gain <= 0.0 {
         return keep(layers, shape, policy, KeepReason::GainTooSmall, None);
     }
     let plan = Some(running.child(plans));

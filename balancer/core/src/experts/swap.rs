@@ -5,11 +5,8 @@
 //! load by [`Change`](super::problem::Change). Ranks on which experts rise together are higher than their load
 //! says, and give one of them away.
 
-use super::problem::{LayerProblem, Placement};
+use super::problem::{LayerProblem, Placement, RISK};
 
-/// Standard deviations added to a rank's load. The largest of a few dozen ranks lies about two above the
-/// mean; recorded routing of V2-Lite gives the lowest next window between 1.5 and 2.5.
-const RISK: f64 = 2.0;
 /// Swaps stop when the highest rank stands above the average height by less than this part of the mean load:
 /// below what a window's counts mean.
 const LEVEL_ENOUGH: f64 = 3e-4;
