@@ -273,7 +273,12 @@ mod tests {
                 bytes_peer: 8192,
                 slots_fingerprinted: 4000,
             },
-            verified: Verified { agents: 23, slots_compared: 35_280, bytes_compared: 144_506_880, slots_wrong: 0 },
+            verified: Verified {
+                agents: 23,
+                slots_compared: 35_280,
+                bytes_compared: 144_506_880,
+                slots_wrong: 0,
+            },
             balancer_peak_memory: 42_000_000,
             processes: 24,
             replay_seconds: 41.4,
