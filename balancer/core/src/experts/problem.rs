@@ -329,3 +329,31 @@ mod tests {
         check_shares(&[0.0, 2.0], &[0, 65536]);
     }
 }
+
+/// Layers for the property tests of the phases.
+#[cfg(test)]
+pub(super) mod arbitrary {
+    use super::*;
+    use proptest::prelude::*;
+
+    prop_compose! {
+        /// Any placement: every expert somewhere, any further replicas.
+        pub(in crate::experts) fn placed()(ranks in 1usize..7, experts in 1usize..12)(
+            ranks in Just(ranks),
+            loads in prop::collection::vec(prop_oneof![Just(0u32), 0u32..1000, 0u32..10], experts),
+            home in prop::collection::vec(0..ranks, experts),
+            extra in prop::collection::vec((0..ranks, 0..experts), 0..16),
+        ) -> (LayerProblem, Placement) {
+            let mut placement = Placement::empty(ranks);
+            let homes = home.into_iter().enumerate().map(|(expert, rank)| (rank, expert));
+            for (rank, expert) in homes.chain(extra) {
+                let expert = u16::try_from(expert).unwrap();
+                if !placement.holds(rank, expert) {
+                    placement.of_rank[rank].push(expert);
+                }
+            }
+            placement.sort();
+            (LayerProblem::plain(ranks, loads.len(), loads.into_iter().map(f64::from).collect()), placement)
+        }
+    }
+}

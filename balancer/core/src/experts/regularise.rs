@@ -191,3 +191,62 @@ fn blend(problem: &LayerProblem, replicas: &Replicas, exact: &ExactSplit, split:
 fn largest(values: &[f64]) -> f64 {
     values.iter().copied().fold(0.0, f64::max)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::problem::arbitrary::placed;
+    use super::super::problem::{Change, Placement};
+    use super::super::split::exact_split;
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_split_is_complete_and_within_tolerance(
+            (mut problem, placement) in placed(),
+            deviation in prop::collection::vec(-100.0..100.0f64, 3 * 12),
+            tolerance in prop_oneof![Just(0.0), Just(0.002), 0.0..0.5f64],
+        ) {
+            let deviation = deviation[..3 * problem.experts()].to_vec();
+            problem.change = Change { parts: 3, deviation, drift: 0.1 };
+            let replicas = Replicas::of(&placement, problem.experts());
+            let exact = exact_split(&problem, &replicas);
+            let split = regularised_split(&problem, &replicas, &exact, tolerance);
+            for (expert, &load) in problem.loads.iter().enumerate() {
+                let sum: f64 = split[replicas.range(expert)].iter().sum();
+                prop_assert!((sum - load).abs() <= 1e-6 * load.max(1.0), "expert {expert}: {sum} of {load}");
+            }
+            prop_assert!(split.iter().all(|&part| part >= -1e-9));
+            let highest = largest(&replicas.rank_loads(problem.ranks, &split));
+            let allowed = exact.level * (1.0 + tolerance);
+            prop_assert!(highest <= allowed * (1.0 + 1e-6) + 1e-9, "{highest} > {allowed}");
+        }
+    }
+
+    /// Expert 0 is on both ranks, 1 and 2 on one each: the part of expert 0 on the first rank.
+    fn first_part(loads: [f64; 3], change: Change, tolerance: f64) -> f64 {
+        let problem = LayerProblem { ranks: 2, slots: 2, loads: loads.to_vec(), change };
+        let placement = Placement { of_rank: vec![vec![0, 1], vec![0, 2]] };
+        let replicas = Replicas::of(&placement, 3);
+        let exact = exact_split(&problem, &replicas);
+        regularised_split(&problem, &replicas, &exact, tolerance)[0]
+    }
+
+    #[test]
+    fn the_even_split_is_kept_where_it_is_allowed() {
+        assert_eq!(first_part([10.0, 10.0, 10.0], Change::default(), 0.0), 5.0);
+        assert_eq!(first_part([10.0, 10.1, 10.0], Change::default(), 0.01), 5.0);
+        let levelled = first_part([10.0, 12.0, 10.0], Change::default(), 0.0);
+        assert!((levelled - 4.0).abs() < 1e-6, "{levelled}");
+    }
+
+    #[test]
+    fn an_uncertain_rank_is_left_lower() {
+        // Expert 1 swings by itself; expert 2 does not. Even is not allowed, so the split has to choose.
+        let swings = Change { parts: 2, deviation: vec![0.0, 0.0, 1.0, -1.0, 0.0, 0.0], drift: 0.0 };
+        let loads = [100.0, 110.0, 100.0];
+        let (certain, uncertain) =
+            (first_part(loads, Change::default(), 0.02), first_part(loads, swings, 0.02));
+        assert!(uncertain < certain - 0.5, "{uncertain} {certain}");
+    }
+}

@@ -31,6 +31,7 @@ pub(super) fn swap_singles(problem: &LayerProblem, counts: &[u16], placement: &m
         let partners = &order[..PARTNERS.min(order.len() - 1)];
         let Some(swap) = heights.best_swap(placement, worst, partners, height[worst]) else { return };
         heights.apply(&swap);
+        debug_assert!(heights.of(worst) < height[worst], "a swap lowers the highest rank");
         for (rank, from, to) in [(worst, swap.out, swap.back), (swap.partner, swap.back, swap.out)] {
             let at = placement.of_rank[rank].iter().position(|&held| held == from);
             placement.of_rank[rank][at.expect("the rank holds what it gives")] = to;
@@ -185,6 +186,9 @@ mod tests {
         let together = vec![0.5, -0.5, 0.5, -0.5, -0.1, 0.1, -0.1, 0.1];
         check([1.0; 4], Change { parts: 2, deviation: together, drift: 0.0 }, true);
         let against = vec![0.5, -0.5, -0.5, 0.5, -0.1, 0.1, 0.1, -0.1];
-        check([1.0; 4], Change { parts: 2, deviation: against, drift: 0.0 }, false);
+        check([1.0; 4], Change { parts: 2, deviation: against.clone(), drift: 0.0 }, false);
+        // Levelling the load would part experts that make up for each other.
+        check([1.2, 1.0, 1.0, 0.9], Change::default(), true);
+        check([1.2, 1.0, 1.0, 0.9], Change { parts: 2, deviation: against, drift: 0.0 }, false);
     }
 }
