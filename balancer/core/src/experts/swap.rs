@@ -39,6 +39,12 @@ pub(super) fn swap_singles(problem: &LayerProblem, counts: &[u16], placement: &m
     }
 }
 
+/// The height of the highest rank.
+pub(super) fn highest(problem: &LayerProblem, counts: &[u16], placement: &Placement) -> f64 {
+    let heights = Heights::new(problem, counts, placement);
+    (0..problem.ranks).map(|rank| heights.of(rank)).fold(0.0, f64::max)
+}
+
 /// Expert `out` of `worst` against `back` of `partner`.
 struct Swap {
     worst: usize,
