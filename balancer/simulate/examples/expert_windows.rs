@@ -83,7 +83,7 @@ fn timed<T>(run: impl Fn() -> T) -> (T, f64) {
 }
 
 fn row(label: &str, (mean, worst): (f64, f64), note: &str) {
-    println!("  {label:<42} {mean:>8.5} {worst:>8.5}  {note}");
+    println!("  {label:<50} {mean:>8.5} {worst:>8.5}  {note}");
 }
 
 /// One placement in both windows: as planned, with the even split, and with the split re-solved.
@@ -215,7 +215,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for stem in ["dsv2lite_intent", "dsv2lite_law"] {
         cases.extend(recorded(stem)?);
     }
-    println!("max over mean of rank loads            mean over layers, worst layer");
+    println!("max over mean of rank loads: mean over layers, worst layer");
     for case in &cases {
         compare(case, &policy);
     }

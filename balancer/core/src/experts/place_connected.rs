@@ -31,7 +31,8 @@ pub(super) fn place_near(problem: &LayerProblem, counts: &[u16], running: &Place
     for &expert in &replicated {
         let mut left = counts[usize::from(expert)];
         for &rank in &holders.rank[holders.range(expert.into())] {
-            if left > 0 && state.has_room(rank.into()) {
+            // A replica that connects nothing new is better somewhere else.
+            if left > 0 && state.has_room(rank.into()) && !state.reaches(expert, rank.into()) {
                 state.put_replica(rank.into(), expert);
                 left -= 1;
             }
@@ -101,6 +102,12 @@ impl<'a> State<'a> {
 
     fn has_room(&self, rank: usize) -> bool {
         self.placement.of_rank[rank].len() < self.problem.slots
+    }
+
+    /// Whether the expert is in the rank's component already.
+    fn reaches(&self, expert: u16, rank: usize) -> bool {
+        let component = self.component[rank];
+        (0..self.problem.ranks).any(|r| self.component[r] == component && self.placement.holds(r, expert))
     }
 
     /// A rank of a component that the expert is not in yet; of those the one with the fewest replicas, the

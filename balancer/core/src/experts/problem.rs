@@ -4,9 +4,6 @@ use crate::ids::ExpertId;
 use crate::plan::{LayerPlan, SHARE_ONE};
 use crate::topology::UnitShape;
 
-/// Standard deviations added to a rank's load to see what it may carry in the next window. The largest of a few
-/// dozen values lies about two above the mean; on recorded routing of V2-Lite 2 to 4 do equally well.
-pub(super) const RISK: f64 = 2.0;
 /// Most parts of a window that are told apart; neighbours are merged. Few parts are enough to see which experts
 /// move together, and every part costs time in every swap that is tried.
 const PARTS_MAX: usize = 12;
