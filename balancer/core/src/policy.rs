@@ -6,8 +6,9 @@ pub struct ExpertPolicy {
     /// How far (as a ratio above the optimum) a split may stay from the best one in order to be nearer to
     /// the even split. An optimum from a vertex of the polytope fits its own window and fails in the next.
     pub split_tolerance: f64,
-    /// Relative standard deviation that every expert's load has by itself from one window to the next. The
-    /// larger it is, the more placement and split spread uncertain load, within `split_tolerance`.
+    /// Relative standard deviation that every expert's load has by itself from one window to the next, beyond
+    /// what the parts of the window show. The larger it is, the more a placement levels the number of heavy
+    /// experts per rank at the expense of their load.
     pub load_drift: f64,
     /// Predicted relative gain in imbalance below which a weights-only plan is not worth a table flip.
     pub weights_gain_min: f64,
@@ -29,13 +30,13 @@ impl Default for ExpertPolicy {
     fn default() -> Self {
         Self {
             // Well below what the next window differs by, and below what a step's time shows.
-            split_tolerance: 0.002,
-            // What experts change by themselves; what they change together is measured from the parts of
-            // the window. More would level the ranks' certainty at the expense of their load.
-            load_drift: 0.05,
+            split_tolerance: 0.003,
+            // Small: nothing is known of it, and a level load is worth more than a guess.
+            load_drift: 0.005,
             weights_gain_min: 0.002,
             moves_gain_min: 0.01,
-            imbalance_target: 1.002,
+            // Above the split tolerance, which the even split may use up.
+            imbalance_target: 1.004,
             // Traffic of one service keeps its mix for minutes, not hours.
             placement_life_ms: 300_000,
             // 10 GB/s: a fifth of a 400 Gbit/s port.

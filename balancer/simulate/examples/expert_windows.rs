@@ -83,34 +83,41 @@ fn timed<T>(run: impl Fn() -> T) -> (T, f64) {
 }
 
 fn row(label: &str, (mean, worst): (f64, f64), note: &str) {
-    println!("  {label:<42} {mean:>8.5} {worst:>8.5}  {note}");
+    println!("  {label:<50} {mean:>8.5} {worst:>8.5}  {note}");
+}
+
+/// One placement in both windows: as planned, with the even split, and with the split re-solved.
+fn windows(case: &Case, label: &str, layers: &[LayerPlan], policy: &ExpertPolicy) {
+    let shape = case.topology.shape();
+    let even: Vec<LayerPlan> = layers
+        .iter()
+        .map(|layer| LayerPlan::even(layer.physical_to_logical.clone(), shape.experts.into()))
+        .collect();
+    row(&format!("{label}, solved window"), of_plan(layers, shape, &case.solved), "");
+    row(&format!("{label}, next window, split fixed"), of_plan(layers, shape, &case.next), "");
+    row(&format!("{label}, next window, even split"), of_plan(&even, shape, &case.next), "");
+    let boot = Plan::boot(case.topology.unit().clone(), shape);
+    let base = Plan { layers: layers.to_vec(), ..boot };
+    // No layer is ever bad enough to move: what is left is the split.
+    let weights_only =
+        ExpertPolicy { imbalance_target: f64::INFINITY, weights_gain_min: 0.0, ..policy.clone() };
+    let next = snapshot(&case.topology, &case.next, &[]);
+    let (resolved, ms) = timed(|| experts::solve(&next, &base, None, &weights_only));
+    let resolved = resolved.plan.map_or(base.layers.clone(), |plan| plan.layers);
+    let note = format!("{ms:.2} ms");
+    row(&format!("{label}, next window, split re-solved"), of_plan(&resolved, shape, &case.next), &note);
 }
 
 fn compare(case: &Case, policy: &ExpertPolicy) {
     let shape = case.topology.shape();
     println!("\n{}", case.name);
+    let settled = migrate(case, 1, policy);
+    migrate(case, 2, policy);
+    windows(case, "after the migration", &settled.layers, policy);
     let now = snapshot(&case.topology, &case.solved, &case.parts);
     let (placed, fresh_ms) = timed(|| experts::place(&now, policy));
-    row("solved window", of_plan(&placed, shape, &case.solved), &format!("fresh solve {fresh_ms:.2} ms"));
-    let even: Vec<LayerPlan> = placed
-        .iter()
-        .map(|layer| LayerPlan::even(layer.physical_to_logical.clone(), shape.experts.into()))
-        .collect();
-    row("solved window, even split of it", of_plan(&even, shape, &case.solved), "");
-    let boot = Plan::boot(case.topology.unit().clone(), shape);
-    let base = Plan { layers: placed.clone(), ..boot };
-    row("next window, split fixed", of_plan(&placed, shape, &case.next), "");
-    row("next window, even split of it", of_plan(&even, shape, &case.next), "");
-    let weights_only =
-        ExpertPolicy { moves_gain_min: f64::INFINITY, weights_gain_min: 0.0, ..policy.clone() };
-    let next = snapshot(&case.topology, &case.next, &[]);
-    let (resolved, weights_ms) = timed(|| experts::solve(&next, &base, None, &weights_only));
-    let resolved = resolved.plan.map_or(base.layers.clone(), |plan| plan.layers);
-    row(
-        "next window, split re-solved",
-        of_plan(&resolved, shape, &case.next),
-        &format!("weights only {weights_ms:.2} ms"),
-    );
+    windows(case, "from nothing", &placed, policy);
+    println!("  placement from nothing, all layers: {fresh_ms:.2} ms");
 
     let rows: Vec<Vec<u64>> =
         case.solved.counts().chunks(shape.experts.into()).map(<[u64]>::to_vec).collect();
@@ -129,7 +136,7 @@ fn compare(case: &Case, policy: &ExpertPolicy) {
 }
 
 /// Follows the whole migration from the boot placement.
-fn migrate(case: &Case, spare: u16, policy: &ExpertPolicy) {
+fn migrate(case: &Case, spare: u16, policy: &ExpertPolicy) -> Plan {
     let shape = case.topology.shape();
     let topology = topology(shape.layers, shape.experts, shape.ranks, shape.slots_per_rank, spare);
     let shape = topology.shape();
@@ -155,6 +162,7 @@ fn migrate(case: &Case, spare: u16, policy: &ExpertPolicy) {
         "  migration, spare {spare}: {plans} plans, {moves} slot moves of {}, slowest solve {most_ms:.1} ms; imbalance {before:.4} ->{line}",
         shape.ranks as usize * shape.slots_per_rank as usize * shape.layers as usize
     );
+    running
 }
 
 fn table(layers: u16, experts: u16, counts: Vec<u64>) -> LoadTable {
@@ -207,11 +215,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for stem in ["dsv2lite_intent", "dsv2lite_law"] {
         cases.extend(recorded(stem)?);
     }
-    println!("max over mean of rank loads            mean over layers, worst layer");
+    println!("max over mean of rank loads: mean over layers, worst layer");
     for case in &cases {
         compare(case, &policy);
-        migrate(case, 1, &policy);
-        migrate(case, 2, &policy);
     }
     Ok(())
 }

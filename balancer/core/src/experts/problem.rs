@@ -4,9 +4,6 @@ use crate::ids::ExpertId;
 use crate::plan::{LayerPlan, SHARE_ONE};
 use crate::topology::UnitShape;
 
-/// Standard deviations added to a rank's load to see what it may carry in the next window. The largest of a few
-/// dozen values lies about two above the mean; on recorded routing of V2-Lite 2 to 4 do equally well.
-pub(super) const RISK: f64 = 2.0;
 /// Most parts of a window that are told apart; neighbours are merged. Few parts are enough to see which experts
 /// move together, and every part costs time in every swap that is tried.
 const PARTS_MAX: usize = 12;
@@ -327,5 +324,33 @@ mod tests {
         check_shares(&[0.0, 0.0], &[32768, 32768]);
         check_shares(&[5.0], &[65536]);
         check_shares(&[0.0, 2.0], &[0, 65536]);
+    }
+}
+
+/// Layers for the property tests of the phases.
+#[cfg(test)]
+pub(super) mod arbitrary {
+    use super::*;
+    use proptest::prelude::*;
+
+    prop_compose! {
+        /// Any placement: every expert somewhere, any further replicas.
+        pub(in crate::experts) fn placed()(ranks in 1usize..7, experts in 1usize..12)(
+            ranks in Just(ranks),
+            loads in prop::collection::vec(prop_oneof![Just(0u32), 0u32..1000, 0u32..10], experts),
+            home in prop::collection::vec(0..ranks, experts),
+            extra in prop::collection::vec((0..ranks, 0..experts), 0..16),
+        ) -> (LayerProblem, Placement) {
+            let mut placement = Placement::empty(ranks);
+            let homes = home.into_iter().enumerate().map(|(expert, rank)| (rank, expert));
+            for (rank, expert) in homes.chain(extra) {
+                let expert = u16::try_from(expert).unwrap();
+                if !placement.holds(rank, expert) {
+                    placement.of_rank[rank].push(expert);
+                }
+            }
+            placement.sort();
+            (LayerProblem::plain(ranks, loads.len(), loads.into_iter().map(f64::from).collect()), placement)
+        }
     }
 }

@@ -2,21 +2,20 @@
 //! buys nothing.
 //!
 //! The plan runs in the *next* window, whose loads differ by a random change with the covariance that
-//! [`Change`](super::problem::Change) describes. What matters there is the highest `L + risk * sqrt(V)`, a rank's load
-//! and the standard deviation of it. So among the splits that are allowed by the tolerance:
+//! [`Change`](super::problem::Change) describes. Among the splits that the tolerance allows:
 //!
-//! 1. the even split itself, if it is one of them: it has the least variance there is to have;
-//! 2. otherwise the minimum of `sum_g (L_g + s m_g)^2 + s (sum_p v_gp^2 + sum_e d^2 x_eg^2)` for the largest of a
-//!    ladder of strengths `s <= 1` that keeps the tolerance. `m_g` is the rank's `risk * sqrt(V)` under the even
-//!    split, `v_gp` the sum of its experts' deviations in part `p` and `d` their own drift. Without `s` the minimum
-//!    is where the largest load is least (Hajek 1990, load balancing in graphs); the rest pulls every expert to
-//!    its even split, experts that rise together apart, and load away from uncertain ranks. A vertex of the
-//!    optimal face ignores all that and pays for it in the next window.
+//! 1. the even split itself, if it is one of them;
+//! 2. otherwise the minimum of `sum_g L_g^2 + s (sum_gp v_gp^2 + sum_eg d_e^2 x_eg^2)`, for the largest of a ladder of
+//!    strengths `s <= 1` that keeps the tolerance. `v_gp` is the sum of a rank's deviations in part `p`, and `d_e` an expert's
+//!    own relative drift and counting noise. With `s = 1` this is the expected sum of squared rank loads of the
+//!    next window. The first term alone has its minimum where the largest load is least (Hajek 1990, load
+//!    balancing in graphs); the others pull every expert to its even split, and experts that rise together apart. A
+//!    vertex of the optimal face ignores them and pays for it in the next window.
 //!
 //! Minimised by Gauss-Seidel over the experts, each solved exactly (water-filling), over-relaxed. When no
 //! strength keeps the tolerance, the last split is blended with the exact one just as far as needed.
 
-use super::problem::{LayerProblem, RISK, Replicas};
+use super::problem::{LayerProblem, Replicas};
 use super::split::ExactSplit;
 
 /// Sweeps for one strength of the ridge. Connected placements of 32 to 144 ranks settle in 10 to 60.
@@ -100,8 +99,6 @@ struct Ranks {
     load: Vec<f64>,
     /// `[ranks][parts]`: sums of deviations.
     deviation: Vec<f64>,
-    /// `[ranks]`: how far a rank should stay below the others because its load is less certain.
-    margin: Vec<f64>,
 }
 
 impl Ranks {
@@ -116,15 +113,7 @@ impl Ranks {
                 of_rank.iter_mut().zip(problem.change.of(expert)).for_each(|(sum, d)| *sum += part * d);
             }
         }
-        let mut variance = vec![0.0; problem.ranks];
-        for (&rank, &part) in replicas.rank.iter().zip(split) {
-            variance[usize::from(rank)] += (problem.change.drift * part).powi(2);
-        }
-        for (rank, variance) in variance.iter_mut().enumerate() {
-            *variance += deviation[rank * parts..(rank + 1) * parts].iter().map(|d| d * d).sum::<f64>();
-        }
-        let margin = variance.iter().map(|variance| RISK * variance.sqrt()).collect();
-        Self { parts, load: replicas.rank_loads(problem.ranks, split), deviation, margin }
+        Self { parts, load: replicas.rank_loads(problem.ranks, split), deviation }
     }
 
     fn deviation(&mut self, rank: usize) -> &mut [f64] {
@@ -147,7 +136,7 @@ fn water_fill(expert: &Shared, strength: f64, held: &[u16], split: &mut [f64], r
         .map(|(&rank, &part)| {
             let rank = usize::from(rank);
             let inner: f64 = ranks.deviation(rank).iter().zip(&expert.unit).map(|(v, u)| v * u).sum();
-            ranks.load[rank] - part + strength * (ranks.margin[rank] + inner - part * square)
+            ranks.load[rank] - part + strength * (inner - part * square)
         })
         .collect();
     // The water level over all replicas, then without those that stand above it, until none does.
@@ -190,4 +179,63 @@ fn blend(problem: &LayerProblem, replicas: &Replicas, exact: &ExactSplit, split:
 
 fn largest(values: &[f64]) -> f64 {
     values.iter().copied().fold(0.0, f64::max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::problem::arbitrary::placed;
+    use super::super::problem::{Change, Placement};
+    use super::super::split::exact_split;
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_split_is_complete_and_within_tolerance(
+            (mut problem, placement) in placed(),
+            deviation in prop::collection::vec(-100.0..100.0f64, 3 * 12),
+            tolerance in prop_oneof![Just(0.0), Just(0.002), 0.0..0.5f64],
+        ) {
+            let deviation = deviation[..3 * problem.experts()].to_vec();
+            problem.change = Change { parts: 3, deviation, drift: 0.1 };
+            let replicas = Replicas::of(&placement, problem.experts());
+            let exact = exact_split(&problem, &replicas);
+            let split = regularised_split(&problem, &replicas, &exact, tolerance);
+            for (expert, &load) in problem.loads.iter().enumerate() {
+                let sum: f64 = split[replicas.range(expert)].iter().sum();
+                prop_assert!((sum - load).abs() <= 1e-6 * load.max(1.0), "expert {expert}: {sum} of {load}");
+            }
+            prop_assert!(split.iter().all(|&part| part >= -1e-9));
+            let highest = largest(&replicas.rank_loads(problem.ranks, &split));
+            let allowed = exact.level * (1.0 + tolerance);
+            prop_assert!(highest <= allowed * (1.0 + 1e-6) + 1e-9, "{highest} > {allowed}");
+        }
+    }
+
+    /// Expert 0 is on both ranks, 1 and 2 on one each: the part of expert 0 on the first rank.
+    fn first_part(loads: [f64; 3], change: Change, tolerance: f64) -> f64 {
+        let problem = LayerProblem { ranks: 2, slots: 2, loads: loads.to_vec(), change };
+        let placement = Placement { of_rank: vec![vec![0, 1], vec![0, 2]] };
+        let replicas = Replicas::of(&placement, 3);
+        let exact = exact_split(&problem, &replicas);
+        regularised_split(&problem, &replicas, &exact, tolerance)[0]
+    }
+
+    #[test]
+    fn the_even_split_is_kept_where_it_is_allowed() {
+        assert_eq!(first_part([10.0, 10.0, 10.0], Change::default(), 0.0), 5.0);
+        assert_eq!(first_part([10.0, 10.1, 10.0], Change::default(), 0.01), 5.0);
+        let levelled = first_part([10.0, 12.0, 10.0], Change::default(), 0.0);
+        assert!((levelled - 4.0).abs() < 1e-6, "{levelled}");
+    }
+
+    #[test]
+    fn experts_that_rise_together_are_kept_apart() {
+        // Even is not allowed, so the split has to choose. Expert 0 swings with 1 and against 2.
+        let swings = vec![10.0, -10.0, 10.0, -10.0, -10.0, 10.0];
+        let loads = [100.0, 110.0, 100.0];
+        let alone = first_part(loads, Change::default(), 0.02);
+        let together = first_part(loads, Change { parts: 2, deviation: swings, drift: 0.0 }, 0.02);
+        assert!(together < alone - 0.5, "{together} {alone}");
+    }
 }

@@ -24,7 +24,7 @@ struct Change {
 /// Plans needed from `from` to `to`; 0 when they are equal, `None` when there is no spare slot to stage into.
 pub(super) fn plans_needed(from: &Placement, to: &Placement, slots: usize, spare: usize) -> Option<usize> {
     let most =
-        (0..from.of_rank.len()).map(|rank| changes_of(from, to, slots, rank).0.len()).max().unwrap_or(0);
+        (0..from.of_rank.len()).map(|rank| changes_of(from, to, slots, rank).drops.len()).max().unwrap_or(0);
     match (most, spare) {
         (0, _) => Some(0),
         (_, 0) => None,
@@ -53,13 +53,14 @@ pub(super) fn next_step(problem: &LayerProblem, from: &Placement, to: &Placement
     state
 }
 
+/// All that one rank drops and adds, padded with `None` to the same number.
+struct Changes {
+    drops: Vec<Option<u16>>,
+    adds: Vec<Option<u16>>,
+}
+
 /// What one rank drops and adds, padded with empty slots to the same number.
-fn changes_of(
-    from: &Placement,
-    to: &Placement,
-    slots: usize,
-    rank: usize,
-) -> (Vec<Option<u16>>, Vec<Option<u16>>) {
+fn changes_of(from: &Placement, to: &Placement, slots: usize, rank: usize) -> Changes {
     let (have, want) = (&from.of_rank[rank], &to.of_rank[rank]);
     let mut drops: Vec<_> = have.iter().filter(|e| !want.contains(e)).map(|&e| Some(e)).collect();
     let mut adds: Vec<_> = want.iter().filter(|e| !have.contains(e)).map(|&e| Some(e)).collect();
@@ -67,7 +68,7 @@ fn changes_of(
     let most = drops.len().max(adds.len());
     drops.resize(most, None);
     adds.resize(most, None);
-    (drops, adds)
+    Changes { drops, adds }
 }
 
 /// The edges, `(rank that drops, rank that adds)`, each with what is dropped and added.
@@ -82,7 +83,7 @@ struct Edge {
 fn rounds(from: &Placement, to: &Placement, slots: usize) -> Vec<Vec<Change>> {
     let ranks = from.of_rank.len();
     let changes: Vec<_> = (0..ranks).map(|rank| changes_of(from, to, slots, rank)).collect();
-    let degree = changes.iter().map(|(drops, _)| drops.len()).max().unwrap_or(0);
+    let degree = changes.iter().map(|change| change.drops.len()).max().unwrap_or(0);
     let edges = edges(&changes);
     let colours = colour(&edges, ranks, degree);
     let mut rounds = Vec::with_capacity(degree);
@@ -103,8 +104,8 @@ fn rounds(from: &Placement, to: &Placement, slots: usize) -> Vec<Vec<Change>> {
     rounds
 }
 
-fn edges(changes: &[(Vec<Option<u16>>, Vec<Option<u16>>)]) -> Vec<Edge> {
-    let list = |of: fn(&(Vec<Option<u16>>, Vec<Option<u16>>)) -> &Vec<Option<u16>>| {
+fn edges(changes: &[Changes]) -> Vec<Edge> {
+    let list = |of: fn(&Changes) -> &Vec<Option<u16>>| {
         let mut all: Vec<(Option<u16>, usize)> = changes
             .iter()
             .enumerate()
@@ -113,7 +114,7 @@ fn edges(changes: &[(Vec<Option<u16>>, Vec<Option<u16>>)]) -> Vec<Edge> {
         all.sort_unstable();
         all
     };
-    let (drops, adds) = (list(|c| &c.0), list(|c| &c.1));
+    let (drops, adds) = (list(|c| &c.drops), list(|c| &c.adds));
     // Merge by expert; what finds no partner is paired afterwards.
     let (mut edges, mut lone_drops, mut lone_adds) = (Vec::new(), Vec::new(), Vec::new());
     let (mut d, mut a) = (0, 0);

@@ -1,13 +1,14 @@
 //! The decision: keep, reweight, or move, and the plan that does it.
 
 use super::place_components::place_components;
-use super::place_connected::place_connected;
+use super::place_connected::{place_connected, place_near};
 use super::problem::{LayerProblem, Placement, Replicas, lower_bound, to_layer_plan};
 use super::regularise::regularised_split;
 use super::relabel::relabel;
 use super::replicas::{Worth, replica_counts};
 use super::schedule::{next_step, plans_needed};
 use super::split::{ExactSplit, exact_split};
+use super::swap::highest;
 use crate::ids::{ExpertId, LayerId};
 use crate::invariants;
 use crate::plan::{LayerPlan, Plan};
@@ -55,15 +56,40 @@ pub struct Solved {
     pub target: Option<Target>,
 }
 
-/// A fresh placement of one layer from its loads alone, and the least imbalance any placement can have.
-pub(super) fn fresh(problem: &LayerProblem) -> Placement {
-    let trees = problem.slots == 2 && problem.experts() >= problem.ranks + 2;
-    if trees {
-        return place_components(problem);
-    }
+/// Relative height above a placement from nothing up to which one near the running placement is preferred: it
+/// moves about half as much, and this is less than windows differ by.
+const NEAR_ENOUGH: f64 = 0.003;
+
+/// Whether the replica graph falls into trees, for which there is a packing of its own.
+fn falls_into_trees(problem: &LayerProblem) -> bool {
+    problem.slots == 2 && problem.experts() >= problem.ranks + 2
+}
+
+fn counts_of(problem: &LayerProblem) -> Vec<u16> {
     // One slot: every rank carries one replica, and the largest replica is the objective.
     let worth = if problem.slots == 1 { Worth::LargestReplica } else { Worth::Variance };
-    place_connected(problem, &replica_counts(problem, worth))
+    replica_counts(problem, worth)
+}
+
+/// A placement of one layer from its loads alone.
+fn fresh(problem: &LayerProblem) -> Placement {
+    if falls_into_trees(problem) {
+        place_components(problem)
+    } else {
+        place_connected(problem, &counts_of(problem))
+    }
+}
+
+/// A good placement that the running one reaches with few moves.
+fn wanted_placement(problem: &LayerProblem, running: &Placement) -> Placement {
+    let fresh = relabel(&fresh(problem), running, problem.experts());
+    if falls_into_trees(problem) {
+        return fresh;
+    }
+    let counts = counts_of(problem);
+    let near = place_near(problem, &counts, running);
+    let good = highest(problem, &counts, &near) <= highest(problem, &counts, &fresh) * (1.0 + NEAR_ENOUGH);
+    if good && running.moves_to(&near) < running.moves_to(&fresh) { near } else { fresh }
 }
 
 /// What the solver would do without a past: for every layer a fresh placement with its regularised split.
@@ -192,8 +218,7 @@ fn choose_aim(
     if under_way.is_none() && good_enough(&layer.now) {
         return None;
     }
-    let fresh = relabel(&fresh(&layer.problem), &layer.now.placement, layer.problem.experts());
-    let fresh = Draft::new(&layer.problem, fresh);
+    let fresh = Draft::new(&layer.problem, wanted_placement(&layer.problem, &layer.now.placement));
     if worth_moving(layer, &fresh, shape, policy) && layer.gain_of(&fresh) >= 2.0 * gain_under_way {
         return Some(fresh);
     }

@@ -252,6 +252,7 @@ impl<'a> Flow<'a> {
 #[cfg(test)]
 mod tests {
     use super::super::problem::Placement;
+    use super::super::problem::arbitrary::placed;
     use super::*;
     use good_lp::{Expression, Solution, SolverModel, constraint, microlp, variable, variables};
     use proptest::prelude::*;
@@ -289,27 +290,6 @@ mod tests {
         check(&[4.0, 4.0, 1.0], &[&[0, 1], &[0, 1], &[2]], 4.0, &[0, 1]);
         check(&[0.0, 0.0], &[&[0, 1], &[0]], 0.0, &[0, 1]);
         check(&[8.0, 0.0], &[&[0, 1], &[0]], 4.0, &[0, 1]);
-    }
-
-    prop_compose! {
-        /// Any placement: every expert somewhere, any further replicas.
-        fn placed()(ranks in 1usize..7, experts in 1usize..12)(
-            ranks in Just(ranks),
-            loads in prop::collection::vec(prop_oneof![Just(0u32), 0u32..1000, 0u32..10], experts),
-            home in prop::collection::vec(0..ranks, experts),
-            extra in prop::collection::vec((0..ranks, 0..experts), 0..16),
-        ) -> (LayerProblem, Placement) {
-            let mut placement = Placement::empty(ranks);
-            let homes = home.into_iter().enumerate().map(|(expert, rank)| (rank, expert));
-            for (rank, expert) in homes.chain(extra) {
-                let expert = u16::try_from(expert).unwrap();
-                if !placement.holds(rank, expert) {
-                    placement.of_rank[rank].push(expert);
-                }
-            }
-            placement.sort();
-            (LayerProblem::plain(ranks, loads.len(), loads.into_iter().map(f64::from).collect()), placement)
-        }
     }
 
     proptest! {
