@@ -3,6 +3,7 @@
 mod stand_in;
 
 use evenkeel_core::plan::Plan;
+use evenkeel_proto::v1;
 use evenkeel_proto::v1::PlanOutcome::{Aborted, Applied, Prepared, Refused};
 use stand_in::{Balancer, Stream, Unit, id, step};
 use std::os::unix::fs::FileExt as _;
@@ -41,10 +42,12 @@ async fn two_agents_boot_step_prepare_commit_and_hold_what_the_plan_says() {
     }
     let mut sums = [0; 12];
     for (node, stream) in streams.iter_mut().enumerate() {
-        let segments = stream.segments().await;
-        assert_eq!(segments.len(), 1);
-        assert!(segments[0].window_complete);
-        for (local, &count) in segments[0].counts.iter().enumerate() {
+        let mut segments = Vec::new();
+        while !segments.last().is_some_and(|s: &v1::LoadSegment| s.window_complete) {
+            segments.extend(stream.segments().await);
+        }
+        assert_eq!(segments.iter().map(|s| s.part).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        for (local, &count) in segments.iter().flat_map(|s| s.counts.iter().enumerate()) {
             let (layer, slot) = (local / 6, node * 6 + local % 6);
             match boot_plan.layers[layer].physical_to_logical[slot] {
                 Some(expert) => sums[layer * 6 + expert.index()] += count,

@@ -407,9 +407,8 @@ impl ControlLoop {
                 }
                 Taken::Clean(window) => {
                     count_window(id, "clean", 1);
-                    formed.clean_windows += 1;
                     let imbalance = window.imbalance(formed.topology.shape().ranks.into());
-                    formed.last_clean = Some(window);
+                    formed.take_clean(window);
                     metrics::gauge!(m::IMBALANCE, "unit" => id.to_string(), "kind" => "expert")
                         .set(imbalance);
                     if let Some(gain) = formed.realised_gain() {
@@ -508,7 +507,7 @@ impl ControlLoop {
                 self.phase_done(id, "commit");
                 tracing::info!(unit = %id, epoch = plan.0.0, "every node serves the plan");
                 // On the way to a target the next plan needs no new window.
-                if self.units[id].formed.as_ref().is_some_and(|f| f.target.is_some()) {
+                if self.units[id].formed.as_ref().is_some_and(|f| f.migration.is_some()) {
                     self.maybe_solve(id);
                 }
                 Ok(None)
@@ -604,10 +603,10 @@ impl ControlLoop {
         unit.last_decision = describe(&result);
         formed.decided = Some(result.window.window);
         let Some(plan) = &result.solved.plan else {
-            formed.target = None;
+            formed.migration = None;
             return Ok(());
         };
-        formed.target = result.solved.target.clone();
+        formed.set_target(result.solved.target.clone(), &result.window);
         if unit.paused || !formed.control.can_propose() || formed.control.head_id() != result.base {
             return Ok(());
         }
@@ -618,7 +617,7 @@ impl ControlLoop {
             tracing::error!(unit = %id, code = violation.code(), %violation, "the solver made an invalid plan");
             metrics::counter!(m::PLANS_ABORTED, "unit" => id.to_string(), "code" => violation.code())
                 .increment(1);
-            formed.target = None;
+            formed.migration = None;
             return Ok(());
         }
         formed.pending = Some(account(&result, plan, &head, &formed.topology, now));

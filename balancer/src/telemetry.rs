@@ -8,7 +8,7 @@ use evenkeel_core::ids::{Epoch, NodeId};
 use evenkeel_core::plan::Plan;
 use evenkeel_core::snapshot::{LoadTable, SnapshotError, Window};
 use evenkeel_core::topology::{UnitShape, UnitTopology};
-use evenkeel_proto::v1;
+use evenkeel_proto::{WINDOW_PARTS, v1};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Windows held open per unit. Nodes of one unit step together, so more than a few means that a node is
@@ -24,6 +24,8 @@ pub struct CleanWindow {
     pub epoch: Epoch,
     /// `[layers][experts]`.
     pub loads: LoadTable,
+    /// The same in parts of the window, in order of time.
+    pub parts: Vec<LoadTable>,
     /// `[layers][ranks]`, row-major: tokens served by each rank.
     pub rank_loads: Vec<u64>,
 }
@@ -45,7 +47,8 @@ pub enum Taken {
 struct Open {
     epochs: BTreeSet<Epoch>,
     done: BTreeSet<NodeId>,
-    counts: Vec<u64>,
+    /// `[parts][layers * experts]`.
+    parts: [Vec<u64>; WINDOW_PARTS],
     rank_loads: Vec<u64>,
 }
 
@@ -80,6 +83,10 @@ impl WindowAssembler {
         };
         let shape = topology.shape();
         let ranks: Vec<_> = topology.ranks_of(node_ordinal).collect();
+        let part = segment.part as usize;
+        if part >= WINDOW_PARTS {
+            return Taken::Dropped("malformed");
+        }
         let per_layer = ranks.len() * shape.physical_per_rank();
         if segment.counts.len() != per_layer * usize::from(shape.layers) {
             return Taken::Dropped("malformed");
@@ -91,7 +98,7 @@ impl WindowAssembler {
         open.epochs.insert(Epoch(segment.epoch));
         for (layer, counts) in segment.counts.chunks_exact(per_layer).enumerate() {
             for (rank, counts) in ranks.iter().zip(counts.chunks_exact(shape.physical_per_rank())) {
-                open.add(layer, rank.index(), counts, plan, shape);
+                open.add(part, layer, rank.index(), counts, plan, shape);
             }
         }
         if segment.window_complete {
@@ -110,16 +117,23 @@ impl WindowAssembler {
         if open.epochs.len() != 1 {
             return Taken::Mixed;
         }
-        match LoadTable::new(shape.layers.into(), shape.experts.into(), open.counts) {
-            Ok(loads) => Taken::Clean(CleanWindow {
-                window,
-                epoch: *open.epochs.first().expect("exactly one"),
-                loads,
-                rank_loads: open.rank_loads,
-            }),
-            Err(SnapshotError::TooLarge { .. }) => Taken::Dropped("load_too_large"),
+        let table = |counts| LoadTable::new(shape.layers.into(), shape.experts.into(), counts);
+        let sum = |at: usize| open.parts.iter().filter_map(|part| part.get(at)).sum();
+        let cells = usize::from(shape.layers) * usize::from(shape.experts);
+        let loads = match table((0..cells).map(sum).collect()) {
+            Ok(loads) => loads,
+            Err(SnapshotError::TooLarge { .. }) => return Taken::Dropped("load_too_large"),
             Err(other) => unreachable!("the table has the unit's shape: {other}"),
-        }
+        };
+        let parts = open.parts.into_iter().filter(|part| !part.is_empty());
+        let parts = parts.map(|part| table(part).expect("a part is below the whole")).collect();
+        Taken::Clean(CleanWindow {
+            window,
+            epoch: *open.epochs.first().expect("exactly one"),
+            loads,
+            parts,
+            rank_loads: open.rank_loads,
+        })
     }
 
     fn bound(&mut self) -> Taken {
@@ -134,22 +148,32 @@ impl WindowAssembler {
 
 impl Open {
     fn new(shape: &UnitShape) -> Self {
-        let (layers, experts) = (usize::from(shape.layers), usize::from(shape.experts));
         Self {
             epochs: BTreeSet::new(),
             done: BTreeSet::new(),
-            counts: vec![0; layers * experts],
-            rank_loads: vec![0; layers * usize::from(shape.ranks)],
+            parts: Default::default(),
+            rank_loads: vec![0; usize::from(shape.layers) * usize::from(shape.ranks)],
         }
     }
 
-    fn add(&mut self, layer: usize, rank: usize, counts: &[u32], plan: &Plan, shape: &UnitShape) {
+    fn add(
+        &mut self,
+        part: usize,
+        layer: usize,
+        rank: usize,
+        counts: &[u32],
+        plan: &Plan,
+        shape: &UnitShape,
+    ) {
+        let experts = usize::from(shape.experts);
+        let part = &mut self.parts[part];
+        part.resize(usize::from(shape.layers) * experts, 0);
         let first = rank * shape.physical_per_rank();
         let slots = &plan.layers[layer].physical_to_logical[first..first + counts.len()];
         for (&count, expert) in counts.iter().zip(slots) {
             // A count in a slot that the plan leaves empty has no expert to belong to; invariants forbid it.
             if let Some(expert) = expert {
-                self.counts[layer * usize::from(shape.experts) + expert.index()] += u64::from(count);
+                part[layer * experts + expert.index()] += u64::from(count);
                 self.rank_loads[layer * usize::from(shape.ranks) + rank] += u64::from(count);
             }
         }
@@ -184,7 +208,7 @@ mod tests {
 
     fn segment(from: u64, epoch: u64, counts: [u32; 3], window_complete: bool) -> v1::LoadSegment {
         let window = Some(v1::Window { from_step: from, to_step: from + 4 });
-        v1::LoadSegment { window, epoch, counts: counts.to_vec(), window_complete }
+        v1::LoadSegment { window, epoch, counts: counts.to_vec(), window_complete, part: 0 }
     }
 
     fn take(windows: &mut WindowAssembler, name: &str, segment: &v1::LoadSegment) -> Taken {
@@ -209,6 +233,19 @@ mod tests {
     }
 
     #[test]
+    fn the_parts_of_a_window_add_up_to_it() {
+        let mut windows = WindowAssembler::default();
+        let part = |part, counts, complete| v1::LoadSegment { part, ..segment(0, 0, counts, complete) };
+        take(&mut windows, "a", &part(0, [1, 2, 0], false));
+        take(&mut windows, "a", &part(2, [3, 0, 0], true));
+        take(&mut windows, "b", &part(0, [5, 0, 0], false));
+        let Taken::Clean(clean) = take(&mut windows, "b", &part(2, [0, 7, 0], true)) else { panic!("clean") };
+        let parts: Vec<&[u64]> = clean.parts.iter().map(|p| p.layer(0)).collect();
+        assert_eq!(parts, [[1, 2, 5], [10, 0, 0]]);
+        assert_eq!(clean.loads.layer(0), [11, 2, 5]);
+    }
+
+    #[test]
     fn a_window_under_two_plans_is_mixed() {
         let mut windows = WindowAssembler::default();
         take(&mut windows, "a", &segment(0, 0, [1, 2, 0], true));
@@ -227,6 +264,7 @@ mod tests {
         check(&mut windows, "a", &segment(0, 9, [1, 2, 0], true), "unknown_epoch");
         check(&mut windows, "a", &v1::LoadSegment { window: None, ..full.clone() }, "malformed");
         check(&mut windows, "a", &v1::LoadSegment { counts: vec![1], ..full.clone() }, "malformed");
+        check(&mut windows, "a", &v1::LoadSegment { part: 4, ..full.clone() }, "malformed");
         take(&mut windows, "a", &full);
         check(&mut windows, "a", &full, "repeated");
         take(&mut windows, "b", &full);

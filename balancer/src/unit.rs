@@ -8,7 +8,7 @@ use evenkeel_core::plan::{LayerPlan, Plan, max_over_mean};
 use evenkeel_core::policy::ExpertPolicy;
 use evenkeel_core::protocol::membership::Membership;
 use evenkeel_core::protocol::unit::{Activity, PlanRef, UnitControl};
-use evenkeel_core::snapshot::{Snapshot, Window};
+use evenkeel_core::snapshot::{LoadTable, Snapshot, Window};
 use evenkeel_core::topology::UnitTopology;
 use evenkeel_core::units::Millis;
 use evenkeel_proto::v1;
@@ -56,11 +56,13 @@ pub struct Formed {
     /// Open load windows.
     pub windows: WindowAssembler,
     /// The last window that can be solved on.
-    pub last_clean: Option<CleanWindow>,
+    pub last_clean: Option<Arc<CleanWindow>>,
+    /// The clean window before it.
+    pub previous_clean: Option<Arc<CleanWindow>>,
     /// Clean windows since the balancer started.
     pub clean_windows: u64,
     /// The placement the unit is on its way to.
-    pub target: Option<Target>,
+    pub migration: Option<Migration>,
     /// The window of the last decision: the next one waits for new counts, unless a target is under way.
     pub decided: Option<Window>,
     /// A solve is running.
@@ -72,6 +74,21 @@ pub struct Formed {
     /// Plans as they go over the wire.
     pub prepared: PreparedCache,
 }
+
+/// A migration of several plans. All of them are solved on the window that the target was made from, so that the
+/// last one is what was decided on; new weights follow by themselves.
+#[derive(Debug, Clone)]
+pub struct Migration {
+    /// The placement on the way.
+    pub target: Target,
+    /// What it was made from.
+    pub window: Arc<CleanWindow>,
+    /// Clean windows closed since.
+    pub age_windows: u64,
+}
+
+/// After this many newer windows a migration goes on with the newest counts: what it was made for may be over.
+const MIGRATION_WINDOWS_MAX: u64 = 8;
 
 /// A plan between its solve and its settling.
 #[derive(Debug, Clone)]
@@ -152,8 +169,9 @@ impl Formed {
             control,
             windows: WindowAssembler::default(),
             last_clean: None,
+            previous_clean: None,
             clean_windows: 0,
-            target: None,
+            migration: None,
             decided: None,
             solving: false,
             resume_at: Millis(0),
@@ -164,8 +182,17 @@ impl Formed {
 
     /// The last window whose decision has been carried out; `None` while anything is under way.
     pub fn settled(&self) -> Option<Window> {
-        let quiet = !self.solving && self.target.is_none() && self.control.can_propose();
+        let quiet = !self.solving && self.migration.is_none() && self.control.can_propose();
         self.decided.filter(|_| quiet)
+    }
+
+    /// Takes a window that can be solved on.
+    pub fn take_clean(&mut self, window: CleanWindow) {
+        self.clean_windows += 1;
+        self.previous_clean = self.last_clean.replace(Arc::new(window));
+        if let Some(migration) = &mut self.migration {
+            migration.age_windows += 1;
+        }
     }
 
     /// The work of one solve, to be run off the control loop; `None` when nothing may be planned now.
@@ -173,17 +200,30 @@ impl Formed {
         if self.solving || now < self.resume_at || !self.control.can_propose() {
             return None;
         }
-        let window = self.last_clean.as_ref()?;
-        if self.target.is_none() && self.decided == Some(window.window) {
-            return None;
-        }
+        let newest = self.last_clean.as_ref()?;
+        let window = match &self.migration {
+            Some(migration) if migration.age_windows <= MIGRATION_WINDOWS_MAX => &migration.window,
+            Some(_) => newest,
+            None if self.decided == Some(newest.window) => return None,
+            None => newest,
+        };
+        let previous = self.previous_clean.as_ref().filter(|p| p.window < window.window);
         Some(SolveJob {
             topology: Arc::clone(&self.topology),
-            window: window.clone(),
+            window: Arc::clone(window),
+            previous: previous.map(|p| p.loads.clone()),
             running: Arc::clone(self.control.head()),
-            target: self.target.clone(),
+            target: self.migration.as_ref().map(|m| m.target.clone()),
             policy: policy.clone(),
         })
+    }
+
+    /// Keeps the target of a solve for the next one, with the window it was made from.
+    pub fn set_target(&mut self, target: Option<Target>, window: &Arc<CleanWindow>) {
+        self.migration = target.map(|target| match self.migration.take() {
+            Some(migration) if migration.window.window == window.window => Migration { target, ..migration },
+            _ => Migration { target, window: Arc::clone(window), age_windows: 0 },
+        });
     }
 
     /// Imbalance that a plan would have had in the last clean window over the one measured in it: what the
@@ -219,7 +259,8 @@ fn mean_imbalance<T>(layers: &[T], imbalance: impl Fn(usize, &T) -> f64) -> f64 
 /// The input of one solve.
 pub struct SolveJob {
     topology: Arc<UnitTopology>,
-    window: CleanWindow,
+    window: Arc<CleanWindow>,
+    previous: Option<LoadTable>,
     running: Arc<Plan>,
     target: Option<Target>,
     policy: ExpertPolicy,
@@ -230,7 +271,7 @@ pub struct SolveResult {
     /// The plan and its account.
     pub solved: Solved,
     /// The window.
-    pub window: CleanWindow,
+    pub window: Arc<CleanWindow>,
     /// The head it was made on.
     pub base: PlanRef,
 }
@@ -239,9 +280,14 @@ impl SolveJob {
     /// Runs the solver. Pure, but too long for the control loop.
     pub fn run(self) -> SolveResult {
         let ranks = self.topology.shape().ranks;
-        let loads = self.window.loads.clone();
-        let snapshot = Snapshot::new(self.topology, self.window.window, loads, ranks, 0)
-            .expect("a clean window has the unit's shape");
+        let shape = "a clean window has the unit's shape";
+        let snapshot = Snapshot::new(self.topology, self.window.window, self.window.loads.clone(), ranks, 0)
+            .and_then(|snapshot| snapshot.with_parts(self.window.parts.clone()))
+            .expect(shape);
+        let snapshot = match self.previous {
+            Some(previous) => snapshot.with_previous(previous).expect(shape),
+            None => snapshot,
+        };
         let solved = experts::solve(&snapshot, &self.running, self.target.as_ref(), &self.policy);
         let base = (self.running.epoch, self.running.digest());
         SolveResult { solved, window: self.window, base }

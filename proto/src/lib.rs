@@ -22,3 +22,7 @@ pub const PROTOCOL_VERSION: u32 = 1;
 /// Largest message either side accepts: a plan of the largest accepted unit that today's models need
 /// (1024 ranks x 4 slots x 128 layers at about 5 bytes a slot) with room to spare.
 pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
+
+/// Parts into which an agent cuts a load window, or fewer when the window has fewer steps. Parts show the solver
+/// which experts rise and fall together, which a window's sum hides; four are enough to see it.
+pub const WINDOW_PARTS: usize = 4;

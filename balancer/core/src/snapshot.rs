@@ -128,6 +128,8 @@ pub struct Snapshot {
     /// The same window in parts, in order of time, as it was reported; may be empty. Parts show which experts
     /// rise and fall together, which the sum hides.
     pub parts: Vec<LoadTable>,
+    /// Loads of the window before this one, if known. What one window asks for and the other does not is noise.
+    pub previous: Option<LoadTable>,
 }
 
 impl Snapshot {
@@ -151,19 +153,30 @@ impl Snapshot {
         if window.from_step >= window.to_step {
             return Err(SnapshotError::EmptyWindow { from_step: window.from_step, to_step: window.to_step });
         }
-        Ok(Self { topology, window, loads, ranks_reported, age_ms, parts: Vec::new() })
+        Ok(Self { topology, window, loads, ranks_reported, age_ms, parts: Vec::new(), previous: None })
     }
 
     /// Adds the parts of the window, each of the unit's shape. They need not add up to the loads: only
     /// their proportions are used.
     pub fn with_parts(mut self, parts: Vec<LoadTable>) -> Result<Self, SnapshotError> {
-        let (layers, experts) = (self.loads.layers, self.loads.experts);
-        if let Some(part) = parts.iter().find(|part| (part.layers, part.experts) != (layers, experts)) {
-            let have = part.counts.len();
-            return Err(SnapshotError::WrongSize { have, layers, experts, need: layers * experts });
-        }
+        parts.iter().try_for_each(|part| self.check_shape(part))?;
         self.parts = parts;
         Ok(self)
+    }
+
+    /// Adds the loads of the window before, of the unit's shape.
+    pub fn with_previous(mut self, previous: LoadTable) -> Result<Self, SnapshotError> {
+        self.check_shape(&previous)?;
+        self.previous = Some(previous);
+        Ok(self)
+    }
+
+    fn check_shape(&self, table: &LoadTable) -> Result<(), SnapshotError> {
+        let (layers, experts) = (self.loads.layers, self.loads.experts);
+        if (table.layers, table.experts) == (layers, experts) {
+            return Ok(());
+        }
+        Err(SnapshotError::WrongSize { have: table.counts.len(), layers, experts, need: layers * experts })
     }
 
     /// Whether every rank's counts are in. A replica that did not report makes its expert look cold, so an

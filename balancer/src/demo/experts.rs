@@ -161,9 +161,13 @@ impl Admin {
         Ok(self.status().await?.units.into_iter().find(|u| u.unit == unit))
     }
 
-    /// The last committed plan of a unit.
-    pub(super) async fn head(&mut self, unit: &str) -> Result<v1::GetPlanResponse, DemoError> {
-        let request = v1::GetPlanRequest { unit: unit.to_owned(), epoch: None };
+    /// A committed plan of a unit; the last one when `epoch` is unset.
+    pub(super) async fn plan(
+        &mut self,
+        unit: &str,
+        epoch: Option<u64>,
+    ) -> Result<v1::GetPlanResponse, DemoError> {
+        let request = v1::GetPlanRequest { unit: unit.to_owned(), epoch };
         Ok(self.0.get_plan(request).await.map_err(DemoError::Admin)?.into_inner())
     }
 

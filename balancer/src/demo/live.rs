@@ -119,10 +119,10 @@ impl Stage<'_> {
                 break;
             }
         }
-        // What is compared must not change while the next window is fed.
+        // The slots that are compared at the end must be those of the last plan: no further one.
         admin.pause(unit.name).await?;
         feed.window(&windows.next_window(), PACE).await?;
-        let (plan, window) = committed(&mut admin, unit, &feed).await?;
+        let (plan, window) = last_placement(&mut admin, unit, &feed).await?;
         Ok(compare(unit, unit.routing, &plan, &feed.windows[window], &feed.windows[window + 1]))
     }
 
@@ -141,7 +141,7 @@ impl Stage<'_> {
             if !feed.settled(&mut admin, SETTLE_DEADLINE).await? {
                 return Err(not_at_rest(unit));
             }
-            plans.push(head(&mut admin, unit).await?);
+            plans.push(plan(&mut admin, unit, None).await?);
             epochs.push(plans.last().map_or(0, |p| p.epoch.0));
             self.progress.counter().fetch_add(window_work(self.workload), Ordering::Relaxed);
         }
@@ -202,20 +202,26 @@ impl Stage<'_> {
     }
 }
 
-/// The last committed plan of a unit.
-async fn head(admin: &mut Admin, unit: &DemoUnit) -> Result<Plan, DemoError> {
-    let answer = admin.head(unit.name).await?;
+/// A committed plan of a unit; the last one when `epoch` is unset.
+async fn plan(admin: &mut Admin, unit: &DemoUnit, epoch: Option<u64>) -> Result<Plan, DemoError> {
+    let answer = admin.plan(unit.name, epoch).await?;
     let plan = answer.plan.as_ref().ok_or_else(|| wrong_answer("a plan is missing"))?;
     Plan::try_from(plan).map_err(|e| wrong_answer(&e.to_string()))
 }
 
-/// The last committed plan, and the window it was solved on. A unit that never needed one is compared on
-/// its first window.
-async fn committed(admin: &mut Admin, unit: &DemoUnit, feed: &Feed) -> Result<(Plan, usize), DemoError> {
-    let answer = admin.head(unit.name).await?;
-    let window = answer.summary.and_then(|s| s.window).unwrap_or_default();
-    let window = feed.window_at(&window).ok_or_else(|| wrong_answer("a plan of a window never fed"))?;
-    Ok((head(admin, unit).await?, window))
+/// The last plan that moved weights, which is where a placement was decided on, and the window it was solved on.
+async fn last_placement(
+    admin: &mut Admin,
+    unit: &DemoUnit,
+    feed: &Feed,
+) -> Result<(Plan, usize), DemoError> {
+    let plans = admin.plans(unit.name).await?;
+    let moved = plans.iter().find(|p| p.kind() == v1::PlanKind::Moves);
+    let account = moved.ok_or_else(|| wrong_answer("no plan moved weights"))?;
+    let epoch = account.id.as_ref().map(|id| id.epoch);
+    let window = feed.window_at(&account.window.unwrap_or_default());
+    let window = window.ok_or_else(|| wrong_answer("a plan was solved on a window never fed"))?;
+    Ok((plan(admin, unit, epoch).await?, window))
 }
 
 fn not_at_rest(unit: &DemoUnit) -> DemoError {

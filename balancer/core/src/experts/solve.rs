@@ -113,6 +113,12 @@ fn layer_problem(snapshot: &Snapshot, layer: usize, policy: &ExpertPolicy) -> La
     LayerProblem::new(snapshot.topology.shape(), snapshot.loads.layer(layer), &parts, policy.load_drift)
 }
 
+fn previous_problem(snapshot: &Snapshot, layer: usize, policy: &ExpertPolicy) -> Option<LayerProblem> {
+    let loads = snapshot.previous.as_ref()?.layer(layer);
+    let shape = snapshot.topology.shape();
+    loads.iter().any(|&load| load > 0).then(|| LayerProblem::new(shape, loads, &[], policy.load_drift))
+}
+
 /// A placement with what its best split reaches.
 #[derive(Debug, Clone)]
 struct Draft {
@@ -143,6 +149,8 @@ impl Draft {
 /// One layer on its way through the solve.
 struct Layer<'a> {
     problem: LayerProblem,
+    /// The same layer in the window before, if that is known.
+    previous: Option<LayerProblem>,
     counts: &'a [u64],
     running: &'a LayerPlan,
     now: Draft,
@@ -159,6 +167,19 @@ impl Layer<'_> {
     fn gain_of(&self, other: &Draft) -> f64 {
         let now = self.imbalance(&self.now);
         (now - self.imbalance(other)) / now
+    }
+
+    /// Whether another placement is better by more than what any placement gains in the window it was made for.
+    /// The running placement was made for an earlier window, so the window before this one is neutral ground, or
+    /// favours the running one.
+    fn confirms(&self, other: &Draft, policy: &ExpertPolicy) -> bool {
+        if self.gain_of(other) >= policy.moves_gain_at_once {
+            return true;
+        }
+        let Some(previous) = &self.previous else { return false };
+        let level = |draft: &Draft| previous.imbalance_of(exact_split(previous, &draft.replicas).level);
+        let now = level(&self.now);
+        (now - level(other)) / now >= policy.moves_gain_min
     }
 }
 
@@ -192,8 +213,9 @@ fn enter<'a>(snapshot: &'a Snapshot, running: &'a LayerPlan, at: usize, policy: 
     let shape = snapshot.topology.shape();
     let counts = snapshot.loads.layer(at);
     let problem = layer_problem(snapshot, at, policy);
+    let previous = previous_problem(snapshot, at, policy);
     let now = Draft::new(&problem, Placement::of_plan(shape, running));
-    Layer { problem, counts, running, now, aim: None }
+    Layer { problem, previous, counts, running, now, aim: None }
 }
 
 /// Where a layer should go, if anywhere. A target under way is kept as long as it still gains something, and
@@ -219,7 +241,8 @@ fn choose_aim(
         return None;
     }
     let fresh = Draft::new(&layer.problem, wanted_placement(&layer.problem, &layer.now.placement));
-    if worth_moving(layer, &fresh, shape, policy) && layer.gain_of(&fresh) >= 2.0 * gain_under_way {
+    let better = layer.gain_of(&fresh) >= 2.0 * gain_under_way && worth_moving(layer, &fresh, shape, policy);
+    if better && layer.confirms(&fresh, policy) {
         return Some(fresh);
     }
     under_way.filter(|_| gain_under_way > 0.0)
