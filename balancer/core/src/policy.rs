@@ -15,8 +15,9 @@ pub struct ExpertPolicy {
     /// Predicted relative gain in imbalance of a layer, over what new weights alone reach, below which none of
     /// its experts is moved: moves cost bandwidth that inference also wants.
     pub moves_gain_min: f64,
-    /// Predicted relative gain in imbalance of a layer from which on its experts are moved at once. A smaller
-    /// gain must show in the window before as well: a placement made for one window always looks better in it.
+    /// Predicted relative gain in imbalance, mean over the layers that would move, from which on experts are moved
+    /// at once. A smaller gain must show in the window before as well: a placement made for one window always looks
+    /// better in it.
     pub moves_gain_at_once: f64,
     /// A layer below this imbalance, after reweighting, is left as it is.
     pub imbalance_target: f64,

@@ -169,17 +169,12 @@ impl Layer<'_> {
         (now - self.imbalance(other)) / now
     }
 
-    /// Whether another placement is better by more than what any placement gains in the window it was made for.
-    /// The running placement was made for an earlier window, so the window before this one is neutral ground, or
-    /// favours the running one.
-    fn confirms(&self, other: &Draft, policy: &ExpertPolicy) -> bool {
-        if self.gain_of(other) >= policy.moves_gain_at_once {
-            return true;
-        }
-        let Some(previous) = &self.previous else { return false };
+    /// The same gain in the window before.
+    fn previous_gain_of(&self, other: &Draft) -> Option<f64> {
+        let previous = self.previous.as_ref()?;
         let level = |draft: &Draft| previous.imbalance_of(exact_split(previous, &draft.replicas).level);
         let now = level(&self.now);
-        (now - level(other)) / now >= policy.moves_gain_min
+        Some((now - level(other)) / now)
     }
 }
 
@@ -199,9 +194,14 @@ pub fn solve(snapshot: &Snapshot, running: &Plan, target: Option<&Target>, polic
         return keep(&layers, shape, policy, KeepReason::NoLoad, target.cloned());
     }
     let target = target.filter(|target| target.fits(shape));
-    for (at, layer) in layers.iter_mut().enumerate() {
-        let wanted = target.and_then(|target| target.layers[at].as_ref());
-        layer.aim = choose_aim(layer, wanted, shape, policy);
+    let aims: Vec<Aims> = layers
+        .iter()
+        .enumerate()
+        .map(|(at, layer)| aims(layer, target.and_then(|t| t.layers[at].as_ref()), shape, policy))
+        .collect();
+    let fresh_is_real = confirms(&layers, &aims, policy);
+    for (layer, aims) in layers.iter_mut().zip(aims) {
+        layer.aim = aims.fresh.filter(|_| fresh_is_real).or(aims.under_way);
     }
     if layers.iter().any(|layer| layer.aim.is_some()) {
         return move_weights(&layers, running, shape, policy);
@@ -218,34 +218,55 @@ fn enter<'a>(snapshot: &'a Snapshot, running: &'a LayerPlan, at: usize, policy: 
     Layer { problem, previous, counts, running, now, aim: None }
 }
 
-/// Where a layer should go, if anywhere. A target under way is kept as long as it still gains something, and
-/// is replaced only when a fresh placement would gain at least twice as much: a migration that is remade in
-/// every window never arrives.
-fn choose_aim(
+/// Where a layer could go.
+struct Aims {
+    /// The placement it is on its way to, while that still gains something.
+    under_way: Option<Draft>,
+    /// A placement made anew for this window that is worth its transfers.
+    fresh: Option<Draft>,
+}
+
+/// A target under way is kept as long as it still gains something, and is replaced only when a fresh placement
+/// would gain at least twice as much: a migration that is remade in every window never arrives.
+fn aims(
     layer: &Layer<'_>,
     wanted: Option<&Placement>,
     shape: &UnitShape,
     policy: &ExpertPolicy,
-) -> Option<Draft> {
+) -> Aims {
+    let stay = Aims { under_way: None, fresh: None };
     if shape.spare_per_rank == 0 || layer.problem.total() <= 0.0 {
-        return None;
+        return stay;
     }
     let wanted = wanted.filter(|wanted| **wanted != layer.now.placement);
     let under_way = wanted.map(|wanted| Draft::new(&layer.problem, wanted.clone()));
     let gain_under_way = under_way.as_ref().map_or(0.0, |draft| layer.gain_of(draft));
     let good_enough = |draft: &Draft| layer.imbalance(draft) <= policy.imbalance_target;
     if under_way.as_ref().is_some_and(|draft| good_enough(draft) && gain_under_way >= 0.0) {
-        return under_way;
+        return Aims { under_way, fresh: None };
     }
     if under_way.is_none() && good_enough(&layer.now) {
-        return None;
+        return stay;
     }
     let fresh = Draft::new(&layer.problem, wanted_placement(&layer.problem, &layer.now.placement));
     let better = layer.gain_of(&fresh) >= 2.0 * gain_under_way && worth_moving(layer, &fresh, shape, policy);
-    if better && layer.confirms(&fresh, policy) {
-        return Some(fresh);
+    let under_way = under_way.filter(|_| gain_under_way > 0.0);
+    Aims { under_way, fresh: better.then_some(fresh) }
+}
+
+/// Whether the fresh placements are better by more than what any placement gains in the window it was made for.
+/// A gain too large for noise is believed at once. A smaller one must show in the window before as well, which is
+/// neutral ground, or favours the running placement. Judged over all layers that want to move, never layer by layer:
+/// of many layers some always look better in two windows by luck.
+fn confirms(layers: &[Layer<'_>], aims: &[Aims], policy: &ExpertPolicy) -> bool {
+    let fresh = || layers.iter().zip(aims).filter_map(|(layer, aims)| Some((layer, aims.fresh.as_ref()?)));
+    let count = fresh().count().max(1) as f64;
+    let gain = fresh().map(|(layer, draft)| layer.gain_of(draft)).sum::<f64>() / count;
+    if gain >= policy.moves_gain_at_once {
+        return true;
     }
-    under_way.filter(|_| gain_under_way > 0.0)
+    let previous: Option<f64> = fresh().map(|(layer, draft)| layer.previous_gain_of(draft)).sum();
+    previous.is_some_and(|sum| sum / count >= policy.moves_gain_min)
 }
 
 /// Whether what a layer gains over the life of a placement exceeds what its transfers cost: the ranks receive
