@@ -197,3 +197,34 @@ fn without_spare_slots_the_critical_ranks_are_named() {
     assert_eq!(solved.plan, None);
     assert_eq!(solved.report.layers[0].binding, Binding::CriticalRanks(vec![0]));
 }
+
+/// Two ranks that boot with experts `0 1 | 2 3`: does the solver move anything, given the window before?
+#[track_caller]
+fn check_moves(loads: [u64; 4], previous: Option<[u64; 4]>, moves: bool) {
+    let topology = topology(1, 4, 2, 2, 1);
+    let mut snapshot = complete(&topology, &loads);
+    if let Some(previous) = previous {
+        let previous = LoadTable::new(1, 4, previous.to_vec()).unwrap();
+        snapshot = snapshot.with_previous(previous).unwrap();
+    }
+    let solved = solve(&snapshot, &boot(&topology), None, &ExpertPolicy::default());
+    let moved = matches!(solved.decision, Decision::Move { .. });
+    assert_eq!(moved, moves, "{loads:?} after {previous:?}: {:?}", solved.decision);
+}
+
+#[test]
+fn a_small_gain_must_show_in_the_window_before_too() {
+    // 21 and 17 now, 19 and 19 after a swap: 9.5 %.
+    let loads = [11, 10, 9, 8];
+    check_moves(loads, None, false);
+    check_moves(loads, Some(loads), true);
+    // The boot placement was level then, and the swap would have made it 20 and 18.
+    check_moves(loads, Some([10, 9, 9, 10]), false);
+    check_moves(loads, Some([0; 4]), false);
+}
+
+#[test]
+fn a_large_gain_is_believed_at_once() {
+    check_moves([13, 12, 7, 6], None, true);
+    check_moves([13, 12, 7, 6], Some([10, 9, 9, 10]), true);
+}
