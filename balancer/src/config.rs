@@ -65,8 +65,16 @@ pub struct Experts {
     pub weights_gain_min: f64,
     /// See [`ExpertPolicy::moves_gain_min`].
     pub moves_gain_min: f64,
+    /// See [`ExpertPolicy::moves_gain_at_once`].
+    pub moves_gain_at_once: f64,
     /// See [`ExpertPolicy::imbalance_target`].
     pub imbalance_target: f64,
+    /// See [`ExpertPolicy::placement_life_ms`].
+    pub placement_life_ms: u64,
+    /// See [`ExpertPolicy::transfer_bytes_per_ms`].
+    pub transfer_bytes_per_ms: u64,
+    /// See [`ExpertPolicy::transfer_slowdown`].
+    pub transfer_slowdown: f64,
 }
 
 /// See [`RoutingPolicy`].
@@ -119,7 +127,11 @@ impl Default for Experts {
             split_tolerance: policy.split_tolerance,
             weights_gain_min: policy.weights_gain_min,
             moves_gain_min: policy.moves_gain_min,
+            moves_gain_at_once: policy.moves_gain_at_once,
             imbalance_target: policy.imbalance_target,
+            placement_life_ms: policy.placement_life_ms,
+            transfer_bytes_per_ms: policy.transfer_bytes_per_ms,
+            transfer_slowdown: policy.transfer_slowdown,
         }
     }
 }
@@ -154,7 +166,11 @@ impl Experts {
             split_tolerance: self.split_tolerance,
             weights_gain_min: self.weights_gain_min,
             moves_gain_min: self.moves_gain_min,
+            moves_gain_at_once: self.moves_gain_at_once,
             imbalance_target: self.imbalance_target,
+            placement_life_ms: self.placement_life_ms,
+            transfer_bytes_per_ms: self.transfer_bytes_per_ms,
+            transfer_slowdown: self.transfer_slowdown,
             ..ExpertPolicy::default()
         }
     }
@@ -303,16 +319,24 @@ fn validate(config: &Config) -> Result<(), ConfigError> {
     ] {
         check(key, (1..=3_600_000).contains(&value), value.to_string(), "1 to 3600000")?;
     }
-    let Experts { split_tolerance, weights_gain_min, moves_gain_min, imbalance_target } = config.experts;
+    let experts = &config.experts;
     for (key, value) in [
-        ("experts.split_tolerance", split_tolerance),
-        ("experts.weights_gain_min", weights_gain_min),
-        ("experts.moves_gain_min", moves_gain_min),
+        ("experts.split_tolerance", experts.split_tolerance),
+        ("experts.weights_gain_min", experts.weights_gain_min),
+        ("experts.moves_gain_min", experts.moves_gain_min),
+        ("experts.moves_gain_at_once", experts.moves_gain_at_once),
+        ("experts.transfer_slowdown", experts.transfer_slowdown),
     ] {
         check(key, (0.0..=1.0).contains(&value), value.to_string(), "0 to 1")?;
     }
-    let target = (1.0..=2.0).contains(&imbalance_target);
-    check("experts.imbalance_target", target, imbalance_target.to_string(), "1 to 2")?;
+    for (key, value) in [
+        ("experts.placement_life_ms", experts.placement_life_ms),
+        ("experts.transfer_bytes_per_ms", experts.transfer_bytes_per_ms),
+    ] {
+        check(key, value >= 1, value.to_string(), "at least 1")?;
+    }
+    let target = experts.imbalance_target;
+    check("experts.imbalance_target", (1.0..=2.0).contains(&target), target.to_string(), "1 to 2")?;
     // The core knows the ranges of the routing policy.
     Router::new(Role::Prefill, 1, config.routing.policy())
         .map(drop)

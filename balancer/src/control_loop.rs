@@ -8,11 +8,11 @@ use crate::routing::Routers;
 use crate::store::{Store, StoreError, Stored};
 use crate::telemetry::Taken;
 use crate::unit::{Formed, Pending, Presence, SolveResult, StreamId, Unit};
-use evenkeel_core::ids::{Digest, Epoch, NodeId, Rank, Term, UnitId};
+use evenkeel_core::ids::{Epoch, NodeId, Rank, Term, UnitId};
 use evenkeel_core::invariants;
 use evenkeel_core::plan::Plan;
 use evenkeel_core::protocol::membership::{Claim, Membership};
-use evenkeel_core::protocol::unit::{self as protocol, Action, Answer, Limits, UnitControl};
+use evenkeel_core::protocol::unit::{self as protocol, Action, Answer, Limits, PlanRef, UnitControl};
 use evenkeel_core::report::{Decision, KeepReason};
 use evenkeel_core::units::Millis;
 use evenkeel_proto::{ConvertError, PROTOCOL_VERSION, v1};
@@ -43,7 +43,7 @@ pub enum Event {
         /// The stream.
         stream: StreamId,
         /// What it says.
-        message: v1::sync_request::Message,
+        message: Box<v1::sync_request::Message>,
     },
     /// An agent's stream ended.
     Closed(StreamId),
@@ -92,6 +92,9 @@ impl From<ConvertError> for Refused {
         Self::new("invalid_hello", e)
     }
 }
+
+/// An admitted node: its unit, its name, and the plan it serves.
+type Admitted = (UnitId, NodeId, Option<PlanRef>);
 
 /// See the module.
 pub struct ControlLoop {
@@ -190,7 +193,7 @@ impl ControlLoop {
             };
             match event {
                 Event::Hello { stream, hello, link } => self.hello(stream, &hello, link).await?,
-                Event::Message { stream, message } => self.message(stream, message).await?,
+                Event::Message { stream, message } => self.message(stream, *message).await?,
                 Event::Closed(stream) => self.closed(stream).await?,
                 Event::Solved(unit, result) => self.solved(&unit, *result).await?,
                 Event::Query(Query::Stop(done)) => {
@@ -221,11 +224,7 @@ impl ControlLoop {
     }
 
     /// Takes the node into its unit's membership, or says why not. A refusal changes nothing.
-    fn admit(
-        &mut self,
-        stream: StreamId,
-        hello: &v1::Hello,
-    ) -> Result<(UnitId, NodeId, Option<(Epoch, Digest)>), Refused> {
+    fn admit(&mut self, stream: StreamId, hello: &v1::Hello) -> Result<Admitted, Refused> {
         if hello.cluster != self.config.cluster {
             let ours = &self.config.cluster;
             let text = format!("the agent belongs to cluster {}, this is {ours}", hello.cluster);
@@ -288,7 +287,7 @@ impl ControlLoop {
         stream: StreamId,
         id: UnitId,
         node: NodeId,
-        applied: Option<(Epoch, Digest)>,
+        applied: Option<PlanRef>,
         hello: &v1::Hello,
         link: AgentLink,
     ) -> Result<(), StoreError> {
@@ -736,7 +735,7 @@ fn admit_node(
     unit: &mut Unit,
     node: &NodeId,
     claim: &Claim,
-    applied: Option<(Epoch, Digest)>,
+    applied: Option<PlanRef>,
 ) -> Result<Vec<NodeId>, Refused> {
     let admitted = match &unit.formed {
         Some(formed) => formed.control.admit(applied).map_err(|e| Refused::new(e.code(), e)),
@@ -775,7 +774,7 @@ fn ranks_of(ranks: &[u32]) -> Result<Vec<Rank>, ConvertError> {
     ranks.iter().map(narrow).collect()
 }
 
-fn read_result(result: &v1::PlanResult) -> Option<((Epoch, Digest), Answer)> {
+fn read_result(result: &v1::PlanResult) -> Option<(PlanRef, Answer)> {
     let plan = result.id.as_ref()?.try_into().ok()?;
     let answer = match result.outcome() {
         v1::PlanOutcome::Prepared => Answer::Prepared,

@@ -77,7 +77,7 @@ async fn forward(
         };
         match received {
             Ok(Some(SyncRequest { message: Some(message) })) => {
-                if events.send(Event::Message { stream, message }).await.is_err() {
+                if events.send(Event::Message { stream, message: Box::new(message) }).await.is_err() {
                     return;
                 }
             }
