@@ -49,6 +49,8 @@ pub enum Event {
     Closed(StreamId),
     /// A solve is done.
     Solved(UnitId, Box<SolveResult>),
+    /// A solve ended in a bug.
+    SolvePanicked(UnitId),
     /// An operator asks or orders.
     Query(Query),
 }
@@ -93,8 +95,15 @@ impl From<ConvertError> for Refused {
     }
 }
 
-/// An admitted node: its unit, its name, and the plan it serves.
-type Admitted = (UnitId, NodeId, Option<PlanRef>);
+/// An admitted node.
+struct Admitted {
+    unit: UnitId,
+    node: NodeId,
+    /// The plan it serves.
+    applied: Option<PlanRef>,
+    /// It took the place of other nodes.
+    replaced_others: bool,
+}
 
 /// See the module.
 pub struct ControlLoop {
@@ -168,6 +177,7 @@ impl ControlLoop {
         let control = UnitControl::new(Arc::new(head.plan), parent, nodes, self.limits());
         let mut unit = Unit::new(id.clone(), membership);
         self.routers.form(&id, topology.shape());
+        unit.paused = record.paused;
         tracing::info!(unit = %id, epoch = control.head().epoch.0, "unit taken up from the store");
         metrics::gauge!(m::PLAN_EPOCH, "unit" => id.to_string()).set(control.head().epoch.0 as f64);
         unit.formed = Some(Formed::new(topology, control));
@@ -196,12 +206,13 @@ impl ControlLoop {
                 Event::Message { stream, message } => self.message(stream, *message).await?,
                 Event::Closed(stream) => self.closed(stream).await?,
                 Event::Solved(unit, result) => self.solved(&unit, *result).await?,
+                Event::SolvePanicked(unit) => self.solve_panicked(&unit),
                 Event::Query(Query::Stop(done)) => {
                     metrics::gauge!(m::LEADER).set(0.0);
                     let _ = done.send(());
                     return Ok(());
                 }
-                Event::Query(query) => self.query(query),
+                Event::Query(query) => self.query(query).await?,
             }
         }
     }
@@ -213,7 +224,7 @@ impl ControlLoop {
         link: AgentLink,
     ) -> Result<(), StoreError> {
         match self.admit(stream, hello) {
-            Ok((unit, node, applied)) => self.welcome(stream, unit, node, applied, hello, link).await,
+            Ok(admitted) => self.welcome(stream, admitted, hello, link).await,
             Err(refused) => {
                 tracing::warn!(node = hello.node, unit = hello.unit, code = refused.code, "agent refused");
                 let Refused { code, message } = refused;
@@ -259,12 +270,12 @@ impl ControlLoop {
             self.units.insert(id.clone(), unit);
         }
         let replaced = admitted?;
-        for old in replaced {
+        for old in &replaced {
             tracing::info!(unit = %id, %old, by = %node, "node replaced");
-            self.forget(&id, &old);
+            self.forget(&id, old);
         }
         tracing::debug!(stream, unit = %id, %node, "agent admitted");
-        Ok((id, node, applied))
+        Ok(Admitted { unit: id, node, applied, replaced_others: !replaced.is_empty() })
     }
 
     /// A replaced node's ranks have another home now.
@@ -285,12 +296,11 @@ impl ControlLoop {
     async fn welcome(
         &mut self,
         stream: StreamId,
-        id: UnitId,
-        node: NodeId,
-        applied: Option<PlanRef>,
+        admitted: Admitted,
         hello: &v1::Hello,
         link: AgentLink,
     ) -> Result<(), StoreError> {
+        let Admitted { unit: id, node, applied, replaced_others } = admitted;
         let unit = self.units.get_mut(&id).expect("just admitted to");
         let head = unit.formed.as_ref().map(|f| Arc::clone(f.control.head()));
         let control = &self.config.control;
@@ -316,7 +326,10 @@ impl ControlLoop {
         let entry = Stream { unit: id.clone(), node: node.clone(), link, heard: now, pinged: now };
         self.streams.insert(stream, entry);
         if self.units[&id].formed.is_some() {
-            self.store_unit(&id).await?;
+            // A node that returns as it was changes nothing: no write, however many return at once.
+            if replaced_others {
+                self.store_unit(&id).await?;
+            }
             self.step(&id, protocol::Event::Joined(node, applied)).await
         } else {
             self.try_form(&id).await
@@ -586,12 +599,28 @@ impl ControlLoop {
         let (events, id) = (self.events.clone(), id.clone());
         tokio::task::spawn_blocking(move || {
             let began = std::time::Instant::now();
-            let result = Box::new(job.run());
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job.run()));
             metrics::histogram!(m::SOLVE_SECONDS, "unit" => id.to_string())
                 .record(began.elapsed().as_secs_f64());
+            let event = match outcome {
+                Ok(result) => Event::Solved(id, Box::new(result)),
+                Err(_) => Event::SolvePanicked(id),
+            };
             // The loop is gone only at a shutdown.
-            let _ = events.blocking_send(Event::Solved(id, result));
+            let _ = events.blocking_send(event);
         });
+    }
+
+    /// A bug in the solver. Requests are routed by this process too, so it goes on; the next window is tried anew,
+    /// and until then the unit says what happened.
+    fn solve_panicked(&mut self, id: &UnitId) {
+        tracing::error!(unit = %id, "the solver panicked");
+        metrics::counter!(m::PLANS_ABORTED, "unit" => id.to_string(), "code" => "solver_panicked").increment(1);
+        let unit = self.units.get_mut(id).expect("exists");
+        unit.last_decision = "the solver panicked on the last window: please report it with the log".to_owned();
+        let formed = unit.formed.as_mut().expect("only formed units are solved");
+        (formed.solving, formed.migration) = (false, None);
+        formed.decided = formed.last_clean.as_ref().map(|w| w.window);
     }
 
     async fn solved(&mut self, id: &UnitId, result: SolveResult) -> Result<(), StoreError> {
@@ -629,7 +658,7 @@ impl ControlLoop {
 
     async fn drop_stream(&mut self, stream: StreamId, code: &'static str) -> Result<(), StoreError> {
         let Some((id, node)) = self.release(stream, code) else { return Ok(()) };
-        if self.units[&id].formed.is_some() {
+        if self.units.get(&id).is_some_and(|unit| unit.formed.is_some()) {
             self.step(&id, protocol::Event::Left(node)).await?;
         }
         Ok(())
@@ -642,6 +671,13 @@ impl ControlLoop {
         let entry = self.units.get_mut(&unit).expect("a stream's unit exists");
         if entry.present.get(&node).is_some_and(|p| p.stream == stream) {
             entry.present.remove(&node);
+            // A unit that never formed is made of those who are there; nothing of it may pile up.
+            if entry.formed.is_none() {
+                entry.membership.leave(&node);
+                if entry.membership.claims().is_empty() {
+                    self.units.remove(&unit);
+                }
+            }
         }
         Some((unit, node))
     }
@@ -674,7 +710,7 @@ impl ControlLoop {
         Ok(())
     }
 
-    fn query(&mut self, query: Query) {
+    async fn query(&mut self, query: Query) -> Result<(), StoreError> {
         // An asker that has gone away needs no answer.
         match query {
             Query::Status(reply) => drop(reply.send(crate::status::status(self))),
@@ -687,10 +723,14 @@ impl ControlLoop {
             Query::SetPaused(unit, paused, reply) => {
                 let found = self.units.get_mut(&unit).map(|u| u.paused = paused).is_some();
                 tracing::info!(%unit, paused, found, "pause set by an operator");
+                if found {
+                    self.store_unit(&unit).await?;
+                }
                 let _ = reply.send(found);
             }
             Query::Stop(_) => unreachable!("handled by the loop itself"),
         }
+        Ok(())
     }
 
     fn publish_gauges(&self) {

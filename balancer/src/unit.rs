@@ -138,6 +138,7 @@ impl Unit {
             shape: Some(self.membership.shape().into()),
             weights_digest: self.membership.weights_digest().to_vec(),
             nodes: self.membership.claims().iter().map(node).collect(),
+            paused: self.paused,
         }
     }
 
@@ -257,6 +258,7 @@ fn mean_imbalance<T>(layers: &[T], imbalance: impl Fn(usize, &T) -> f64) -> f64 
 }
 
 /// The input of one solve.
+#[derive(Debug, Clone)]
 pub struct SolveJob {
     topology: Arc<UnitTopology>,
     window: Arc<CleanWindow>,

@@ -1,6 +1,6 @@
 //! A small unit: one balancer, a few agents, and the means to feed, break and inspect them.
 
-use crate::process::{Process, program, wait_for};
+use crate::process::{DEADLINE, POLL, Process, program, wait_for};
 use evenkeel_agent::config::{Output, VerifyFlags};
 use evenkeel_agent::verify;
 use evenkeel_core::plan::Plan;
@@ -12,6 +12,7 @@ use prost::Message as _;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output as ProcessOutput};
+use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
 /// Steps of a load window.
@@ -111,19 +112,18 @@ impl Rig {
         rig
     }
 
-    fn start_agent(&self, node: u16) -> Agent {
-        let state_dir = self.dir.path().join(format!("agent-{node}"));
-        let ports_file = state_dir.join("ports.json");
-        let _ = std::fs::remove_file(&ports_file);
+    /// The command of an agent on the ranks of a node, `changes` in place of its usual flags.
+    fn agent_command(&self, name: &str, node: u16, state_dir: &Path, changes: &[(&str, &str)]) -> Command {
         let shape = &self.shape;
         let (first, last) = (node * shape.ranks_per_node, (node + 1) * shape.ranks_per_node - 1);
         let mut command = Command::new(program("evenkeel-agent"));
         let mut flag = |name: &str, value: String| {
-            command.arg(name).arg(value);
+            let changed = changes.iter().find(|(changed, _)| *changed == name);
+            command.arg(name).arg(changed.map_or(value, |(_, value)| (*value).to_owned()));
         };
         flag("--balancer", self.ports.agents.clone());
         flag("--cluster", "test".to_owned());
-        flag("--node", format!("n-{node}"));
+        flag("--node", name.to_owned());
         flag("--unit", UNIT.to_owned());
         flag("--role", "decode".to_owned());
         flag("--layers", shape.layers.to_string());
@@ -142,6 +142,25 @@ impl Rig {
         if let Some(rate) = shape.transfer_bytes_per_second {
             flag("--transfer-bytes-per-second", rate.to_string());
         }
+        command
+    }
+
+    /// Starts an agent that does not belong to the unit as it is, waits until its log names `code`, stops it, and
+    /// returns the log.
+    pub fn start_stranger(&self, changes: &[(&str, &str)], code: &str) -> String {
+        let log = self.dir.path().join("stranger.log");
+        let _ = std::fs::remove_file(&log);
+        let state_dir = tempfile::tempdir().expect("a temporary directory");
+        let command = self.agent_command("stranger", 0, state_dir.path(), changes);
+        let _process = Process::start(command, &log);
+        wait_for(code, || std::fs::read_to_string(&log).ok().filter(|text| text.contains(code)))
+    }
+
+    fn start_agent(&self, node: u16) -> Agent {
+        let state_dir = self.dir.path().join(format!("agent-{node}"));
+        let ports_file = state_dir.join("ports.json");
+        let _ = std::fs::remove_file(&ports_file);
+        let command = self.agent_command(&format!("n-{node}"), node, &state_dir, &[]);
         let mut process = Process::start(command, &self.dir.path().join(format!("agent-{node}.log")));
         let ports = wait_for("an agent to listen", || {
             process.assert_alive();
@@ -236,6 +255,16 @@ impl Rig {
         })
     }
 
+    /// Pauses or resumes the unit.
+    pub fn pause(&self, paused: bool) {
+        let unit = UNIT.to_owned();
+        let answer = self.admin(async |mut c| match paused {
+            true => c.pause(v1::PauseRequest { unit }).await.map(drop),
+            false => c.resume(v1::ResumeRequest { unit }).await.map(drop),
+        });
+        answer.expect("a pause is taken");
+    }
+
     /// Status of the unit, if the balancer answers and knows it.
     pub fn status(&self) -> Option<v1::UnitStatus> {
         let status = self.admin(async |mut c| Ok(c.get_status(v1::GetStatusRequest {}).await?.into_inner()));
@@ -248,12 +277,24 @@ impl Rig {
         wait_for(state.as_str_name(), || self.status().filter(|u| u.state() == state))
     }
 
-    /// Waits until the unit has carried out its decision on the last window fed.
+    /// Feeds windows until the unit has carried out its decision on one of them. One is enough unless a plan is
+    /// applied within it, which makes it unfit to be decided on.
     #[track_caller]
-    pub fn wait_until_settled(&self) -> v1::UnitStatus {
-        let last = self.step - WINDOW_STEPS;
-        let settled = |u: &v1::UnitStatus| u.settled.is_some_and(|w| w.from_step >= last);
-        wait_for("the unit to come to rest", || self.status().filter(settled))
+    pub fn feed_until_settled(&mut self, tokens: &[u64]) -> v1::UnitStatus {
+        let deadline = Instant::now() + DEADLINE;
+        while Instant::now() < deadline {
+            self.feed(tokens);
+            let last = self.step - WINDOW_STEPS;
+            let patience = Instant::now() + Duration::from_secs(2);
+            while Instant::now() < patience {
+                let unit = self.status();
+                if let Some(unit) = unit.filter(|u| u.settled.is_some_and(|w| w.from_step >= last)) {
+                    return unit;
+                }
+                std::thread::sleep(POLL);
+            }
+        }
+        panic!("the unit did not come to rest within {} s", DEADLINE.as_secs());
     }
 
     /// Accounts of all committed plans, oldest first.

@@ -18,12 +18,11 @@ fn slow() -> Shape {
 #[test]
 fn loads_become_a_plan_that_every_agent_applies() {
     let mut rig = Rig::start(Shape::default());
-    rig.feed(&HOT_FIRST);
-    let unit = rig.wait_until_settled();
-    let before = unit.imbalance.and_then(|i| i.expert).expect("measured");
+    let unit = rig.feed_until_settled(&HOT_FIRST);
+    // As the first plan found it.
+    let before = rig.plans()[1].imbalance_before;
     assert!(unit.head.expect("a plan").epoch > 0);
-    rig.feed(&HOT_FIRST);
-    let after = rig.wait_until_settled().imbalance.and_then(|i| i.expert).expect("measured");
+    let after = rig.feed_until_settled(&HOT_FIRST).imbalance.and_then(|i| i.expert).expect("measured");
     assert!(before > 1.5 && after < 1.05, "measured {before} before and {after} after");
     assert!(rig.plans().iter().any(|p| p.kind() == PlanKind::Moves));
     rig.assert_epochs_committed_once();
@@ -34,12 +33,10 @@ fn loads_become_a_plan_that_every_agent_applies() {
 #[test]
 fn a_unit_at_rest_makes_no_further_plan() {
     let mut rig = Rig::start(Shape::default());
-    rig.feed(&HOT_FIRST);
-    rig.wait_until_settled();
+    rig.feed_until_settled(&HOT_FIRST);
     let plans = rig.plans().len();
     for _ in 0..3 {
-        rig.feed(&HOT_FIRST);
-        rig.wait_until_settled();
+        rig.feed_until_settled(&HOT_FIRST);
     }
     assert_eq!(rig.plans().len(), plans);
 }
@@ -89,8 +86,7 @@ fn a_balancer_killed_in_the_middle_of_a_plan_comes_back_and_the_road_goes_on() {
     for _ in 0..3 {
         rig.feed_step(&HOT_FIRST);
     }
-    rig.feed(&HOT_LAST);
-    rig.wait_until_settled();
+    rig.feed_until_settled(&HOT_LAST);
     assert!(rig.plans().len() > 1);
     rig.assert_no_expert_without_live_replica();
     rig.assert_epochs_committed_once();
@@ -114,8 +110,7 @@ fn kills_at_random_moments_lose_nothing() {
         rig.assert_no_expert_without_live_replica();
         rig.wait_for_state(UnitState::Steady);
     }
-    rig.feed(&HOT_FIRST);
-    rig.wait_until_settled();
+    rig.feed_until_settled(&HOT_FIRST);
     rig.assert_epochs_committed_once();
     rig.assert_all_slots_hold_what_the_plan_says();
 }
@@ -123,12 +118,43 @@ fn kills_at_random_moments_lose_nothing() {
 #[test]
 fn a_node_that_lost_everything_boots_with_the_committed_plan() {
     let mut rig = Rig::start(Shape::default());
-    rig.feed(&HOT_FIRST);
-    let head = rig.wait_until_settled().head.expect("a plan");
+    let head = rig.feed_until_settled(&HOT_FIRST).head.expect("a plan");
     rig.kill_agent(2);
     rig.forget_agent_state(2);
     rig.restart_agent(2);
     let unit = rig.wait_for_state(UnitState::Steady);
     assert_eq!(unit.head, Some(head));
     rig.assert_all_slots_hold_what_the_plan_says();
+}
+
+#[test]
+fn a_pause_outlives_the_balancer_and_ends_by_resume() {
+    let mut rig = Rig::start(Shape::default());
+    rig.pause(true);
+    rig.feed(&HOT_FIRST);
+    rig.kill_balancer();
+    rig.restart_balancer();
+    rig.wait_for_state(UnitState::Paused);
+    rig.feed(&HOT_FIRST);
+    wait_for("a window", || rig.status().filter(|u| u.windows_complete > 0));
+    assert_eq!(rig.plans().len(), 1, "only the boot plan");
+    rig.pause(false);
+    rig.feed_until_settled(&HOT_FIRST);
+    assert!(rig.plans().len() > 1);
+    rig.assert_all_slots_hold_what_the_plan_says();
+}
+
+#[test]
+fn an_agent_of_another_cluster_shape_or_rank_is_refused_and_changes_nothing() {
+    let rig = Rig::start(Shape::default());
+    let check = |flags: &[(&str, &str)], code: &str| {
+        let log = rig.start_stranger(flags, code);
+        assert!(log.contains(code), "{code} is missing in: {log}");
+        let unit = rig.status().expect("answers");
+        assert_eq!((unit.state(), unit.ranks_connected), (UnitState::Steady, 6));
+    };
+    check(&[("--cluster", "other")], "cluster_mismatch");
+    check(&[("--slots-per-rank", "5")], "unit_shape_mismatch");
+    check(&[("--ranks", "0-1")], "rank_conflict");
+    check(&[("--weights-seed", "8")], "weights_mismatch");
 }

@@ -123,6 +123,11 @@ impl Membership {
         Ok(replaced)
     }
 
+    /// Forgets a node of a unit that has not formed: its ranks are free for others.
+    pub fn leave(&mut self, node: &NodeId) {
+        self.claims.remove(node);
+    }
+
     /// The unit, once every rank is claimed.
     pub fn topology(&self) -> Result<Arc<UnitTopology>, TopologyError> {
         UnitTopology::new(self.unit.clone(), self.shape.clone(), &self.claims).map(Arc::new)
