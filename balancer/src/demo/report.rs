@@ -80,6 +80,8 @@ fn requests_table(figures: &Figures) -> Table {
     };
     row("decode KV per rank, max over mean", 4, |p| p.decode.kv_imbalance);
     row("decode requests per rank, max over mean", 4, |p| p.decode.requests_imbalance);
+    // Slower steps finish less, so more requests run at once: the same arrivals, not the same load.
+    row("decode requests per rank, mean", 1, |p| p.decode.requests_per_rank);
     row("decode step, modelled ms", 2, |p| p.decode.step_ms);
     row("decode step over its own ideal", 4, |p| p.decode.step_ms / p.decode.ideal_step_ms);
     row("prefill tokens per rank, max over mean", 4, |p| p.prefill.tokens_imbalance);
