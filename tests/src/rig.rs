@@ -5,6 +5,7 @@ use evenkeel_agent::config::{Output, VerifyFlags};
 use evenkeel_agent::verify;
 use evenkeel_core::plan::Plan;
 use evenkeel_proto::v1::admin_service_client::AdminServiceClient;
+use evenkeel_proto::v1::routing_service_client::RoutingServiceClient;
 use evenkeel_proto::v1::simulated_engine_service_client::SimulatedEngineServiceClient;
 use evenkeel_proto::v1::{self, UnitState};
 use evenkeel_worker::simulated::control;
@@ -57,6 +58,7 @@ struct Agent {
     process: Process,
     state_dir: PathBuf,
     engine: String,
+    metrics: String,
 }
 
 /// Addresses of the balancer.
@@ -166,8 +168,9 @@ impl Rig {
             process.assert_alive();
             read_json(&ports_file)
         });
-        let engine = ports["engine"].as_str().expect("an address").to_owned();
-        Agent { process, state_dir, engine }
+        let address = |port: &str| ports[port].as_str().expect("an address").to_owned();
+        let (engine, metrics) = (address("engine"), address("metrics"));
+        Agent { process, state_dir, engine, metrics }
     }
 
     /// kill -9 of an agent.
@@ -252,6 +255,26 @@ impl Rig {
             call(client.max_decoding_message_size(evenkeel_proto::MESSAGE_BYTES_MAX))
                 .await
                 .map_err(|e| e.message().to_owned())
+        })
+    }
+
+    /// Where an agent serves its metrics.
+    pub fn agent_metrics(&self, node: usize) -> &str {
+        &self.agents[node].metrics
+    }
+
+    /// Sends batches of routing events over one stream, and returns the response to each.
+    pub fn route(&self, batches: Vec<v1::RouteRequest>) -> Vec<v1::RouteResponse> {
+        let address = format!("http://{}", self.ports.admin);
+        self.runtime.block_on(async {
+            let mut client = RoutingServiceClient::connect(address).await.expect("connects");
+            let stream = client.route(tokio_stream::iter(batches)).await.expect("a stream");
+            let mut stream = stream.into_inner();
+            let mut responses = Vec::new();
+            while let Some(response) = stream.message().await.expect("a response") {
+                responses.push(response);
+            }
+            responses
         })
     }
 
