@@ -615,9 +615,11 @@ impl ControlLoop {
     /// and until then the unit says what happened.
     fn solve_panicked(&mut self, id: &UnitId) {
         tracing::error!(unit = %id, "the solver panicked");
-        metrics::counter!(m::PLANS_ABORTED, "unit" => id.to_string(), "code" => "solver_panicked").increment(1);
+        metrics::counter!(m::PLANS_ABORTED, "unit" => id.to_string(), "code" => "solver_panicked")
+            .increment(1);
         let unit = self.units.get_mut(id).expect("exists");
-        unit.last_decision = "the solver panicked on the last window: please report it with the log".to_owned();
+        unit.last_decision =
+            "the solver panicked on the last window: please report it with the log".to_owned();
         let formed = unit.formed.as_mut().expect("only formed units are solved");
         (formed.solving, formed.migration) = (false, None);
         formed.decided = formed.last_clean.as_ref().map(|w| w.window);

@@ -301,3 +301,99 @@ pub fn rank_loads_under(layers: &[LayerPlan], window: &CleanWindow, topology: &U
     let of = |(l, layer): (usize, &LayerPlan)| layer.rank_loads(topology.shape(), window.loads.layer(l));
     layers.iter().enumerate().flat_map(of).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use evenkeel_core::protocol::unit::{Event, Limits};
+    use evenkeel_core::topology::{Role, UnitShape};
+
+    /// Hot experts first: the boot placement `0 1 2 3 - | 4 5 6 7 -` is far from level, and two experts must change
+    /// sides, one spare slot at a time.
+    const HOT: [u64; 8] = [400, 300, 200, 100, 4, 3, 2, 1];
+
+    /// A unit of two ranks on one node that serves the boot plan.
+    fn formed() -> Formed {
+        let shape = UnitShape {
+            role: Role::Decode,
+            layers: 1,
+            experts: 8,
+            top_k: 1,
+            ranks: 2,
+            slots_per_rank: 4,
+            spare_per_rank: 1,
+            expert_bytes: 64,
+        };
+        let node = NodeId::new("a").expect("valid");
+        let claims = BTreeMap::from([(node.clone(), vec![Rank(0), Rank(1)])]);
+        let unit = UnitId::new("u").expect("valid");
+        let topology = Arc::new(UnitTopology::new(unit.clone(), shape, &claims).expect("complete"));
+        let boot = Arc::new(Plan::boot(unit, topology.shape()));
+        let mut control = UnitControl::new(boot, None, [node.clone()], Limits::default());
+        let head = control.head_id();
+        control.step(Millis(0), Event::Joined(node, Some(head)));
+        Formed::new(topology, control)
+    }
+
+    fn window(number: u64, loads: [u64; 8]) -> CleanWindow {
+        CleanWindow {
+            window: Window { from_step: number * 4, to_step: number * 4 + 4 },
+            epoch: evenkeel_core::ids::Epoch(0),
+            loads: LoadTable::new(1, 8, loads.to_vec()).expect("valid"),
+            parts: Vec::new(),
+            rank_loads: vec![1, 1],
+        }
+    }
+
+    fn solve(formed: &Formed) -> Option<SolveResult> {
+        formed.next_solve(Millis(0), &ExpertPolicy::default()).map(SolveJob::run)
+    }
+
+    /// First step of the window that the next solve is made on.
+    fn solved_on(formed: &Formed) -> Option<u64> {
+        solve(formed).map(|result| result.window.window.from_step)
+    }
+
+    #[test]
+    fn a_window_is_decided_on_once() {
+        let mut formed = formed();
+        assert_eq!(solved_on(&formed), None, "no window yet");
+        formed.take_clean(window(0, HOT));
+        assert_eq!(solved_on(&formed), Some(0));
+        formed.decided = Some(window(0, HOT).window);
+        assert_eq!(solved_on(&formed), None);
+        assert_eq!(formed.settled(), formed.decided);
+        formed.take_clean(window(1, HOT));
+        assert_eq!(solved_on(&formed), Some(4));
+    }
+
+    #[test]
+    fn nothing_is_solved_while_a_solve_runs_or_after_an_abort() {
+        let mut formed = formed();
+        formed.take_clean(window(0, HOT));
+        formed.solving = true;
+        assert_eq!(solved_on(&formed), None);
+        (formed.solving, formed.resume_at) = (false, Millis(1));
+        assert_eq!(solved_on(&formed), None);
+        formed.resume_at = Millis(0);
+        assert_eq!(solved_on(&formed), Some(0));
+    }
+
+    #[test]
+    fn a_migration_goes_on_with_its_window_until_that_is_old() {
+        let mut formed = formed();
+        formed.take_clean(window(0, HOT));
+        let result = solve(&formed).expect("a window");
+        let target = result.solved.target.expect("the migration needs more than one plan");
+        formed.set_target(Some(target.clone()), &result.window);
+        assert_eq!(formed.settled(), None);
+        for number in 1..=MIGRATION_WINDOWS_MAX {
+            formed.take_clean(window(number, HOT));
+            assert_eq!(solved_on(&formed), Some(0), "after window {number}");
+            formed.set_target(Some(target.clone()), &result.window);
+        }
+        let newest = MIGRATION_WINDOWS_MAX + 1;
+        formed.take_clean(window(newest, HOT));
+        assert_eq!(solved_on(&formed), Some(newest * 4));
+    }
+}

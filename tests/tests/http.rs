@@ -14,7 +14,10 @@ fn check_metrics(address: &str, prefix: &str, expected: &[&str]) {
     assert_eq!(code, 200);
     let names = |kind: &str| -> BTreeSet<String> {
         let lines = text.lines().filter_map(|line| line.strip_prefix(kind));
-        lines.filter(|line| line.trim().contains(' ')).map(|l| l.split(' ').next().unwrap().to_owned()).collect()
+        lines
+            .filter(|line| line.trim().contains(' '))
+            .map(|l| l.split(' ').next().unwrap().to_owned())
+            .collect()
     };
     let (helped, typed) = (names("# HELP "), names("# TYPE "));
     assert_eq!(typed.difference(&helped).collect::<Vec<_>>(), Vec::<&String>::new(), "without help");
@@ -43,7 +46,8 @@ fn every_metric_has_help_text() {
         "evenkeel_leader",
     ];
     check_metrics(&rig.ports.metrics, "evenkeel_", &expected);
-    let expected = ["evenkeel_agent_connected", "evenkeel_agent_applied_epoch", "evenkeel_agent_reports_total"];
+    let expected =
+        ["evenkeel_agent_connected", "evenkeel_agent_applied_epoch", "evenkeel_agent_reports_total"];
     check_metrics(rig.agent_metrics(0), "evenkeel_agent_", &expected);
 }
 
@@ -66,11 +70,13 @@ fn the_page_finds_what_it_reads() {
     assert_eq!(json("/api/v1/units/nowhere/plans").0, 404);
     assert_eq!(json("/api/v1/units/A%20b/plans").0, 400);
     rig.feed_until_settled(&LOADS);
-    let json = |path: &str| -> Value { serde_json::from_str(&get(&rig.ports.metrics, path).1).expect("JSON") };
+    let json =
+        |path: &str| -> Value { serde_json::from_str(&get(&rig.ports.metrics, path).1).expect("JSON") };
 
     let status = json("/api/v1/status");
     check_keys(&status, &["version", "cluster", "term", "units", "agents"]);
-    let unit = ["unit", "role", "state", "layers", "experts", "ranks", "slots_per_rank", "spare_per_rank", "head"];
+    let unit =
+        ["unit", "role", "state", "layers", "experts", "ranks", "slots_per_rank", "spare_per_rank", "head"];
     check_keys(&status["units"][0], &unit);
     check_keys(&status["units"][0], &["ranks_connected", "windows_complete", "last_decision", "imbalance"]);
     check_keys(&status["units"][0]["imbalance"], &["expert"]);
@@ -94,7 +100,9 @@ fn the_page_finds_what_it_reads() {
 #[test]
 fn probes_answer_and_unknown_paths_do_not() {
     let rig = Rig::start(Shape::default());
-    for (path, code) in [("/healthz", 200), ("/readyz", 200), ("/", 200), ("/page.js", 200), ("/nothing", 404)] {
+    for (path, code) in
+        [("/healthz", 200), ("/readyz", 200), ("/", 200), ("/page.js", 200), ("/nothing", 404)]
+    {
         assert_eq!(get(&rig.ports.metrics, path).0, code, "{path}");
     }
 }
