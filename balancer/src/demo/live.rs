@@ -6,12 +6,13 @@ use super::cluster::Cluster;
 use super::experts::{Admin, Feed, channel};
 use super::figures::{ExpertFigures, ShiftFigures, compare, imbalance};
 use super::progress::Progress;
-use super::requests::{Gauges, LiveRouter, PolicyFigures, Workload};
+use super::requests::{Counter, Gauges, LiveRouter, PolicyFigures, Workload};
 use super::units::{DECODE, DemoUnit, PREFILL, V2_LITE};
 use super::windows::{RecordedWindows, SyntheticWindows};
 use evenkeel_core::plan::Plan;
 use evenkeel_proto::v1;
 use evenkeel_simulate::policy::SimulationError;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -173,28 +174,29 @@ impl Stage<'_> {
         let admin = self.cluster.balancer.admin.to_string();
         let mut decode_router = self.router(&admin, DECODE).await?;
         let mut prefill_router = self.router(&admin, PREFILL).await?;
-        let counter = self.progress.counter();
-        let blocking = |work: Box<dyn FnOnce() -> Result<_, SimulationError> + Send>| async {
-            tokio::task::spawn_blocking(work).await.expect("the engines do not panic")
-        };
-        let (workload, progress) = (self.workload.clone(), counter.clone());
-        let decode = tokio::task::spawn_blocking(move || {
-            let figures = workload.decode_live(&mut decode_router, &progress, &gauges);
-            figures.map(|f| (f, decode_router.decisions()))
+        let decode = self.beside(move |workload, progress| {
+            let figures = workload.decode_live(&mut decode_router, progress, &gauges)?;
+            Ok((figures, decode_router.decisions()))
         });
-        let (workload, progress) = (self.workload.clone(), counter.clone());
-        let prefill = tokio::task::spawn_blocking(move || {
-            let figures = workload.prefill_live(&mut prefill_router, &progress);
-            figures.map(|f| (f, prefill_router.decisions()))
+        let prefill = self.beside(move |workload, progress| {
+            let figures = workload.prefill_live(&mut prefill_router, progress)?;
+            Ok((figures, prefill_router.decisions()))
         });
-        let (decode, decode_decisions) = decode.await.expect("the engines do not panic")?;
-        let (prefill, prefill_decisions) = prefill.await.expect("the engines do not panic")?;
-        let (workload, progress) = (self.workload.clone(), counter.clone());
-        let round_robin = blocking(Box::new(move || workload.round_robin(&progress))).await?;
-        let (workload, progress) = (self.workload.clone(), counter);
-        let least_requests = blocking(Box::new(move || workload.least_requests(&progress))).await?;
+        let ((decode, decode_decisions), (prefill, prefill_decisions)) = tokio::try_join!(decode, prefill)?;
+        let round_robin = self.beside(|workload, progress| workload.round_robin(progress)).await?;
+        let least_requests = self.beside(|workload, progress| workload.least_requests(progress)).await?;
         let evenkeel = PolicyFigures { decode, prefill };
         Ok((evenkeel, round_robin, least_requests, decode_decisions + prefill_decisions))
+    }
+
+    /// Runs an engine on a thread of its own: it computes without pause.
+    fn beside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Workload, &Counter) -> Result<T, SimulationError> + Send + 'static,
+    ) -> impl Future<Output = Result<T, DemoError>> {
+        let (workload, counter) = (self.workload.clone(), self.progress.counter());
+        let engine = tokio::task::spawn_blocking(move || work(&workload, &counter));
+        async { Ok(engine.await.expect("the engines do not panic")?) }
     }
 
     async fn router(&self, admin: &str, unit: usize) -> Result<LiveRouter, DemoError> {

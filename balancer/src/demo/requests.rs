@@ -62,7 +62,7 @@ pub(super) struct Workload {
 pub(super) type Gauges = Vec<v1::RankGauges>;
 
 /// Virtual milliseconds that all engines together have run, for the progress bar.
-pub(super) type Progress = Arc<AtomicU64>;
+pub(super) type Counter = Arc<AtomicU64>;
 
 impl Workload {
     /// `minutes` of the replicated trace on units of these sizes.
@@ -113,13 +113,13 @@ impl Workload {
     }
 
     /// Both units under round robin.
-    pub(super) fn round_robin(&self, progress: &Progress) -> Result<PolicyFigures, SimulationError> {
+    pub(super) fn round_robin(&self, progress: &Counter) -> Result<PolicyFigures, SimulationError> {
         let policy = RoundRobin::new;
         self.baseline(policy, progress)
     }
 
     /// Both units under least requests, with fresh state: its best case.
-    pub(super) fn least_requests(&self, progress: &Progress) -> Result<PolicyFigures, SimulationError> {
+    pub(super) fn least_requests(&self, progress: &Counter) -> Result<PolicyFigures, SimulationError> {
         let policy = LeastRequests::new;
         self.baseline(policy, progress)
     }
@@ -127,7 +127,7 @@ impl Workload {
     fn baseline<P: RequestPolicy>(
         &self,
         policy: impl Fn(u16) -> P,
-        progress: &Progress,
+        progress: &Counter,
     ) -> Result<PolicyFigures, SimulationError> {
         let mut decode = self.decode_engine();
         drive(&mut decode, &mut policy(self.decode.ranks), progress, |_| {})?;
@@ -140,7 +140,7 @@ impl Workload {
     pub(super) fn decode_live(
         &self,
         router: &mut LiveRouter,
-        progress: &Progress,
+        progress: &Counter,
         gauges: &watch::Sender<Gauges>,
     ) -> Result<DecodeFigures, SimulationError> {
         let mut engine = self.decode_engine();
@@ -168,7 +168,7 @@ impl Workload {
     pub(super) fn prefill_live(
         &self,
         router: &mut LiveRouter,
-        progress: &Progress,
+        progress: &Counter,
     ) -> Result<PrefillFigures, SimulationError> {
         let mut engine = self.prefill_engine();
         drive(&mut engine, router, progress, |_| {})?;
@@ -180,7 +180,7 @@ impl Workload {
 fn drive<E: EngineModel, P: RequestPolicy>(
     engine: &mut E,
     policy: &mut P,
-    progress: &Progress,
+    progress: &Counter,
     mut look: impl FnMut(&E),
 ) -> Result<(), SimulationError> {
     let (mut batches, mut last) = (0u64, 0);

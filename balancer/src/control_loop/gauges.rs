@@ -1,0 +1,43 @@
+//! What the loop knows, as metrics.
+
+use super::ControlLoop;
+use crate::metrics as m;
+use evenkeel_proto::v1;
+
+impl ControlLoop {
+    pub(super) fn publish_gauges(&self) {
+        self.routers.publish();
+        for (id, unit) in &self.units {
+            let name = id.to_string();
+            let (here, all) = (unit.present.len(), unit.membership.claims().len());
+            for (state, count) in [("connected", here), ("away", all - here)] {
+                metrics::gauge!(m::AGENTS, "unit" => name.clone(), "state" => state).set(count as f64);
+            }
+            let sum = |f: fn(&v1::RankGauges) -> u64| unit.gauges.values().map(f).sum::<u64>();
+            for (kind, total) in [
+                ("in_hit", sum(|g| g.tokens_in_hit)),
+                ("in_miss", sum(|g| g.tokens_in_miss)),
+                ("out", sum(|g| g.tokens_out)),
+            ] {
+                metrics::counter!(m::TOKENS, "unit" => name.clone(), "kind" => kind).absolute(total);
+            }
+            let slowest = |f: fn(&v1::RankGauges) -> u32| unit.gauges.values().map(f).max();
+            for (quantile, us) in [("0.5", slowest(|g| g.step_us_p50)), ("0.99", slowest(|g| g.step_us_p99))]
+            {
+                if let Some(us) = us {
+                    metrics::gauge!(m::STEP_SECONDS, "unit" => name.clone(), "quantile" => quantile)
+                        .set(f64::from(us) / 1e6);
+                }
+            }
+            for (rank, gauges) in &unit.gauges {
+                for (metric, value) in [
+                    (m::KV_USED, gauges.kv_used_tokens as f64),
+                    (m::KV_CAPACITY, gauges.kv_total_tokens as f64),
+                    (m::REQUESTS, f64::from(gauges.requests)),
+                ] {
+                    metrics::gauge!(metric, "unit" => name.clone(), "rank" => rank.to_string()).set(value);
+                }
+            }
+        }
+    }
+}
