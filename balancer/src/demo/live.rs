@@ -210,11 +210,7 @@ async fn plan(admin: &mut Admin, unit: &DemoUnit, epoch: Option<u64>) -> Result<
 }
 
 /// The last plan that moved weights, which is where a placement was decided on, and the window it was solved on.
-async fn last_placement(
-    admin: &mut Admin,
-    unit: &DemoUnit,
-    feed: &Feed,
-) -> Result<(Plan, usize), DemoError> {
+async fn last_placement(admin: &mut Admin, unit: &DemoUnit, feed: &Feed) -> Result<(Plan, usize), DemoError> {
     let plans = admin.plans(unit.name).await?;
     let moved = plans.iter().find(|p| p.kind() == v1::PlanKind::Moves);
     let account = moved.ok_or_else(|| wrong_answer("no plan moved weights"))?;

@@ -228,12 +228,7 @@ struct Aims {
 
 /// A target under way is kept as long as it still gains something, and is replaced only when a fresh placement
 /// would gain at least twice as much: a migration that is remade in every window never arrives.
-fn aims(
-    layer: &Layer<'_>,
-    wanted: Option<&Placement>,
-    shape: &UnitShape,
-    policy: &ExpertPolicy,
-) -> Aims {
+fn aims(layer: &Layer<'_>, wanted: Option<&Placement>, shape: &UnitShape, policy: &ExpertPolicy) -> Aims {
     let stay = Aims { under_way: None, fresh: None };
     if shape.spare_per_rank == 0 || layer.problem.total() <= 0.0 {
         return stay;

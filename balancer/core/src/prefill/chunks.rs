@@ -57,6 +57,11 @@ pub struct Round {
 /// lower part keeps more long prompts in flight, which evens attention out and makes them wait.
 const BELOW_TARGET: f64 = 0.25;
 
+/// Tokens a rank below which a round is not shortened for the sake of equal tokens. With so few rows an
+/// expert's weights take longer to read than to multiply, so a thinner round would only be one more round:
+/// a lone prompt would be cut into ever smaller parts.
+const THIN_ROUND_TOKENS: u64 = 512;
+
 /// One rank's candidates while the round is planned.
 struct Candidates {
     members: Vec<(Source, Prompt)>,
@@ -82,7 +87,8 @@ fn gather(ranks: &[RankBacklog], held: &[Prompt], round_tokens: u64) -> Vec<Cand
     let pinned = ranks.iter().flat_map(|r| &r.pinned);
     let left: u64 = pinned.chain(held).map(|p| p.remaining).sum::<u64>()
         + ranks.iter().map(|r| r.outstanding.tokens).sum::<u64>();
-    let tokens = round_tokens.min(left.div_ceil(ranks.len().max(1) as u64));
+    let even = left.div_ceil(ranks.len().max(1) as u64);
+    let tokens = round_tokens.min(even.max(THIN_ROUND_TOKENS));
     let candidate = |rank: &RankBacklog| Candidates {
         members: rank.pinned.iter().enumerate().map(|(i, &p)| (Source::Pinned(i), p)).collect(),
         tokens: tokens.saturating_sub(rank.outstanding.tokens),
@@ -254,3 +260,7 @@ fn measure(ranks: &[RankBacklog], held: &[Prompt], chunks: Vec<Chunk>) -> Round 
     let attention = Imbalance::of(total.iter().map(|w| w.attention as f64), 0.0);
     Round { chunks, tokens, attention }
 }
+
+#[cfg(test)]
+#[path = "chunks_tests.rs"]
+mod tests;
