@@ -134,12 +134,6 @@ impl Candidates {
         self.carried + parts.map(|((_, p), &t)| Work::of(p.context, t).attention).sum::<u64>()
     }
 
-    /// Tokens that the rank cannot run within the target, for want of short contexts or of any.
-    fn lacking(&self, target: u64) -> u64 {
-        let tokens = self.within(target);
-        self.tokens - tokens.iter().sum::<u64>()
-    }
-
     /// The shortest contexts first, cut off where the target is reached.
     fn within(&self, target: u64) -> Vec<u64> {
         let mut tokens = self.fill(Order::ShortestFirst);
@@ -194,36 +188,50 @@ fn mix(long: &[u64], short: &[u64], part: u64) -> Vec<u64> {
     mixed
 }
 
-/// Gives held prompts, oldest first, to the ranks that cannot fill the round within the target.
+/// Gives held prompts, oldest first: to ranks that cannot fill the round at all, and when there are none, to
+/// those that cannot fill it within the target.
 fn supply(candidates: &mut [Candidates], held: &[Prompt], target: u64) {
-    let mut lacking: Vec<u64> = candidates.iter().map(|c| c.lacking(target)).collect();
-    let mut backlog: Vec<u64> = candidates.iter().map(Candidates::attention_left).collect();
+    let mut needs: Vec<Need> = candidates.iter().map(|c| c.need(target)).collect();
     for (index, &prompt) in held.iter().enumerate() {
         // A prompt longer than a round will be a long context later: it joins where least such work waits.
         let long = |rank: usize| prompt.remaining > candidates[rank].tokens;
-        let neediest = (0..candidates.len()).filter(|&rank| lacking[rank] > 0).min_by_key(|&rank| {
-            if long(rank) {
-                (backlog[rank], u64::MAX - lacking[rank], rank)
-            } else {
-                (u64::MAX - lacking[rank], backlog[rank], rank)
-            }
-        });
-        let Some(rank) = neediest else {
+        let urgent = needs.iter().any(|need| need.unfilled > 0);
+        let key = |&rank: &usize| {
+            let Need { unfilled, lacking, backlog } = needs[rank];
+            let amount = u64::MAX - if urgent { unfilled } else { lacking };
+            if long(rank) { (backlog, amount, rank) } else { (amount, backlog, rank) }
+        };
+        let wanting = |&rank: &usize| if urgent { needs[rank].unfilled > 0 } else { needs[rank].lacking > 0 };
+        let Some(rank) = (0..candidates.len()).filter(wanting).min_by_key(key) else {
             return;
         };
         candidates[rank].members.push((Source::Held(index), prompt));
-        lacking[rank] = candidates[rank].lacking(target);
-        backlog[rank] += Work::of(prompt.context, prompt.remaining).attention;
+        needs[rank] = candidates[rank].need(target);
     }
 }
 
-impl Candidates {
-    fn attention_left(&self) -> u64 {
-        self.members.iter().map(|(_, p)| Work::of(p.context, p.remaining).attention).sum()
-    }
+/// What a rank still wants from the held prompts.
+#[derive(Clone, Copy)]
+struct Need {
+    /// Tokens that the rank cannot run for want of prompts.
+    unfilled: u64,
+    /// Tokens that it cannot run within the attention target.
+    lacking: u64,
+    /// Attention of all its prompts, in this round and later.
+    backlog: u64,
 }
 
 impl Candidates {
+    fn need(&self, target: u64) -> Need {
+        let all: Work =
+            self.members.iter().fold(Work::default(), |sum, (_, p)| sum + Work::of(p.context, p.remaining));
+        Need {
+            unfilled: self.tokens.saturating_sub(all.tokens),
+            lacking: self.tokens - self.within(target).iter().sum::<u64>(),
+            backlog: all.attention,
+        }
+    }
+
     /// The rank's chunks, halved into two microbatches: each chunk, largest first, joins the half with less.
     fn chunks(&self, rank: usize, target: u64) -> Vec<Chunk> {
         let parts = self.members.iter().zip(self.split(target)).filter(|&(_, tokens)| tokens > 0);
