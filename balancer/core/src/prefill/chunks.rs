@@ -57,6 +57,11 @@ pub struct Round {
 /// lower part keeps more long prompts in flight, which evens attention out and makes them wait.
 const BELOW_TARGET: f64 = 0.25;
 
+/// Tokens a rank below which a round is not shortened for the sake of equal tokens. With so few rows an
+/// expert's weights take longer to read than to multiply, so a thinner round would only be one more round:
+/// a lone prompt would be cut into ever smaller parts.
+const THIN_ROUND_TOKENS: u64 = 512;
+
 /// One rank's candidates while the round is planned.
 struct Candidates {
     members: Vec<(Source, Prompt)>,
@@ -82,7 +87,8 @@ fn gather(ranks: &[RankBacklog], held: &[Prompt], round_tokens: u64) -> Vec<Cand
     let pinned = ranks.iter().flat_map(|r| &r.pinned);
     let left: u64 = pinned.chain(held).map(|p| p.remaining).sum::<u64>()
         + ranks.iter().map(|r| r.outstanding.tokens).sum::<u64>();
-    let tokens = round_tokens.min(left.div_ceil(ranks.len().max(1) as u64));
+    let even = left.div_ceil(ranks.len().max(1) as u64);
+    let tokens = round_tokens.min(even.max(THIN_ROUND_TOKENS));
     let candidate = |rank: &RankBacklog| Candidates {
         members: rank.pinned.iter().enumerate().map(|(i, &p)| (Source::Pinned(i), p)).collect(),
         tokens: tokens.saturating_sub(rank.outstanding.tokens),
@@ -126,12 +132,6 @@ impl Candidates {
     fn attention(&self, tokens: &[u64]) -> u64 {
         let parts = self.members.iter().zip(tokens);
         self.carried + parts.map(|((_, p), &t)| Work::of(p.context, t).attention).sum::<u64>()
-    }
-
-    /// Tokens that the rank cannot run within the target, for want of short contexts or of any.
-    fn lacking(&self, target: u64) -> u64 {
-        let tokens = self.within(target);
-        self.tokens - tokens.iter().sum::<u64>()
     }
 
     /// The shortest contexts first, cut off where the target is reached.
@@ -188,36 +188,50 @@ fn mix(long: &[u64], short: &[u64], part: u64) -> Vec<u64> {
     mixed
 }
 
-/// Gives held prompts, oldest first, to the ranks that cannot fill the round within the target.
+/// Gives held prompts, oldest first: to ranks that cannot fill the round at all, and when there are none, to
+/// those that cannot fill it within the target.
 fn supply(candidates: &mut [Candidates], held: &[Prompt], target: u64) {
-    let mut lacking: Vec<u64> = candidates.iter().map(|c| c.lacking(target)).collect();
-    let mut backlog: Vec<u64> = candidates.iter().map(Candidates::attention_left).collect();
+    let mut needs: Vec<Need> = candidates.iter().map(|c| c.need(target)).collect();
     for (index, &prompt) in held.iter().enumerate() {
         // A prompt longer than a round will be a long context later: it joins where least such work waits.
         let long = |rank: usize| prompt.remaining > candidates[rank].tokens;
-        let neediest = (0..candidates.len()).filter(|&rank| lacking[rank] > 0).min_by_key(|&rank| {
-            if long(rank) {
-                (backlog[rank], u64::MAX - lacking[rank], rank)
-            } else {
-                (u64::MAX - lacking[rank], backlog[rank], rank)
-            }
-        });
-        let Some(rank) = neediest else {
+        let urgent = needs.iter().any(|need| need.unfilled > 0);
+        let key = |&rank: &usize| {
+            let Need { unfilled, lacking, backlog } = needs[rank];
+            let amount = u64::MAX - if urgent { unfilled } else { lacking };
+            if long(rank) { (backlog, amount, rank) } else { (amount, backlog, rank) }
+        };
+        let wanting = |&rank: &usize| if urgent { needs[rank].unfilled > 0 } else { needs[rank].lacking > 0 };
+        let Some(rank) = (0..candidates.len()).filter(wanting).min_by_key(key) else {
             return;
         };
         candidates[rank].members.push((Source::Held(index), prompt));
-        lacking[rank] = candidates[rank].lacking(target);
-        backlog[rank] += Work::of(prompt.context, prompt.remaining).attention;
+        needs[rank] = candidates[rank].need(target);
     }
 }
 
-impl Candidates {
-    fn attention_left(&self) -> u64 {
-        self.members.iter().map(|(_, p)| Work::of(p.context, p.remaining).attention).sum()
-    }
+/// What a rank still wants from the held prompts.
+#[derive(Clone, Copy)]
+struct Need {
+    /// Tokens that the rank cannot run for want of prompts.
+    unfilled: u64,
+    /// Tokens that it cannot run within the attention target.
+    lacking: u64,
+    /// Attention of all its prompts, in this round and later.
+    backlog: u64,
 }
 
 impl Candidates {
+    fn need(&self, target: u64) -> Need {
+        let all: Work =
+            self.members.iter().fold(Work::default(), |sum, (_, p)| sum + Work::of(p.context, p.remaining));
+        Need {
+            unfilled: self.tokens.saturating_sub(all.tokens),
+            lacking: self.tokens - self.within(target).iter().sum::<u64>(),
+            backlog: all.attention,
+        }
+    }
+
     /// The rank's chunks, halved into two microbatches: each chunk, largest first, joins the half with less.
     fn chunks(&self, rank: usize, target: u64) -> Vec<Chunk> {
         let parts = self.members.iter().zip(self.split(target)).filter(|&(_, tokens)| tokens > 0);
@@ -254,3 +268,7 @@ fn measure(ranks: &[RankBacklog], held: &[Prompt], chunks: Vec<Chunk>) -> Round 
     let attention = Imbalance::of(total.iter().map(|w| w.attention as f64), 0.0);
     Round { chunks, tokens, attention }
 }
+
+#[cfg(test)]
+#[path = "chunks_tests.rs"]
+mod tests;

@@ -209,3 +209,7 @@ fn measure(cohort: &Cohort, bins: &Bins) -> Assignment {
         attention: Imbalance::of(total.iter().map(|w| w.attention as f64), largest(|w| w.attention)),
     }
 }
+
+#[cfg(test)]
+#[path = "cohort_tests.rs"]
+mod tests;

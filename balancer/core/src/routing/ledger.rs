@@ -11,6 +11,10 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 /// Dispatches of a rank that a report can refer to: at a thousand a second and rank, a quarter of a second.
 const RECENT_MAX: usize = 256;
 
+/// Where a unit's step count stops: at 30 ms a step, after a thousand years. KV sums of
+/// [`LIVE_MAX`](super::LIVE_MAX) requests that gained so many tokens each still fit 63 bits.
+const STEPS_SUM_MAX: u64 = 1 << 40;
+
 /// One live request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Live {
@@ -82,7 +86,7 @@ pub(super) struct Ledger {
     held: BTreeMap<u64, RequestId>,
     ranks: Vec<RankLedger>,
     steps: u64,
-    next_sequence: u64,
+    last_sequence: u64,
 }
 
 impl Ledger {
@@ -101,7 +105,7 @@ impl Ledger {
             held: BTreeMap::new(),
             ranks: vec![rank; ranks.into()],
             steps: 0,
-            next_sequence: 0,
+            last_sequence: 0,
         }
     }
 
@@ -127,6 +131,16 @@ impl Ledger {
 
     pub(super) fn oldest_held(&self) -> Option<Millis> {
         self.held.values().next().map(|request| self.live[request].arrived)
+    }
+
+    /// Number of the latest arrival or first dispatch.
+    pub(super) fn last_sequence(&self) -> u64 {
+        self.last_sequence
+    }
+
+    /// Held requests that arrived after the sequence number, oldest first.
+    pub(super) fn held_since(&self, sequence: u64) -> impl Iterator<Item = RequestId> + '_ {
+        self.held.range(sequence + 1..).map(|(_, &request)| request)
     }
 
     /// Held requests with all they need, oldest first.
@@ -188,8 +202,8 @@ impl Ledger {
     }
 
     fn sequence(&mut self) -> u64 {
-        self.next_sequence += 1;
-        self.next_sequence
+        self.last_sequence += 1;
+        self.last_sequence
     }
 
     /// Gives `tokens` more (`None`: all that are left) of a request to `rank`.
@@ -239,7 +253,7 @@ impl Ledger {
 
     /// Every dispatched request generated `count` tokens.
     pub(super) fn generated(&mut self, count: u32) {
-        self.steps += u64::from(count);
+        self.steps = (self.steps + u64::from(count)).min(STEPS_SUM_MAX);
     }
 
     /// Every rank has run all that it was given.

@@ -93,12 +93,14 @@ impl Router {
         };
         validate(&context, now, events)?;
         self.last = now;
+        let before = self.ledger.last_sequence();
         let mut decisions = Vec::new();
         for event in events {
             self.take(now, event, &mut decisions);
         }
-        if self.role == Role::Prefill {
-            self.decide_prefill(now, events, &mut decisions);
+        match self.role {
+            Role::Prefill => self.decide_prefill(now, events, before, &mut decisions),
+            Role::Decode | Role::Mixed => self.admit_held(&mut decisions),
         }
         Ok(decisions)
     }
@@ -108,10 +110,10 @@ impl Router {
             RoutingEvent::Arrive { request, .. } if !self.ledger.any_up() => {
                 decisions.push(self.refuse(request));
             }
-            RoutingEvent::Arrive { request, prompt_tokens, cached_tokens } => match self.role {
-                Role::Prefill => self.ledger.hold(request, now, prompt_tokens, cached_tokens),
-                Role::Decode | Role::Mixed => decisions.push(self.admit(now, request, prompt_tokens)),
-            },
+            RoutingEvent::Arrive { request, prompt_tokens, cached_tokens } => {
+                let cached = if self.role == Role::Prefill { cached_tokens } else { Tokens(0) };
+                self.ledger.hold(request, now, prompt_tokens, cached);
+            }
             RoutingEvent::Finish { request } => {
                 let known = self.ledger.finish(request);
                 self.counters.unknown_finishes += u64::from(!known);
@@ -148,31 +150,39 @@ impl Router {
         Decision::Refuse { request, code: REFUSED_NO_RANK_UP, message }
     }
 
-    fn admit(&mut self, now: Millis, request: RequestId, prompt: Tokens) -> Decision {
-        let index = admit(self.ledger.loads(), prompt.0).expect("a rank is up");
-        let rank = Rank(index as u16);
-        self.ledger.hold(request, now, prompt, Tokens(0));
-        self.ledger.dispatch(request, rank, 0, None);
-        self.counters.dispatched += 1;
-        Decision::Dispatch { request, rank, microbatch: 0, tokens: None }
+    /// Decode: the batch's arrivals go out, after its other events, for a later one may say that a rank is
+    /// down.
+    fn admit_held(&mut self, decisions: &mut Vec<Decision>) {
+        let held: Vec<(RequestId, Prompt)> = self.ledger.held_prompts().collect();
+        for (request, prompt) in held {
+            let index =
+                admit(self.ledger.loads(), prompt.remaining).expect("requests are held if a rank is up");
+            let rank = Rank(index as u16);
+            // The KV comes from a prefill unit: the rank has no prompt tokens to run.
+            self.ledger.dispatch(request, rank, 0, Some(0));
+            self.counters.dispatched += 1;
+            decisions.push(Decision::Dispatch { request, rank, microbatch: 0, tokens: None });
+        }
     }
 
-    fn decide_prefill(&mut self, now: Millis, events: &[RoutingEvent], decisions: &mut Vec<Decision>) {
-        let waited = self.ledger.oldest_held().map_or(0, |arrived| now.since(arrived));
-        let tick = events.contains(&RoutingEvent::Tick);
-        if self.ledger.any_up() && (tick || waited > 0 && waited >= self.policy.cohort_wait_max_ms) {
+    /// `before`: the ledger's sequence number before the batch.
+    fn decide_prefill(
+        &mut self,
+        now: Millis,
+        events: &[RoutingEvent],
+        before: u64,
+        decisions: &mut Vec<Decision>,
+    ) {
+        let oldest = self.ledger.oldest_held();
+        let overdue = oldest.is_some_and(|arrived| now.since(arrived) >= self.policy.cohort_wait_max_ms);
+        if self.ledger.any_up() && (overdue || events.contains(&RoutingEvent::Tick)) {
             let dispatches = match self.policy.round_tokens {
                 Some(round_tokens) => self.dispatch_round(round_tokens),
                 None => self.dispatch_cohort(),
             };
             decisions.extend(dispatches);
         }
-        let arrived = events.iter().filter_map(|event| match event {
-            RoutingEvent::Arrive { request, .. } => Some(*request),
-            _ => None,
-        });
-        let held = arrived.filter(|r| self.ledger.contains(*r) && self.ledger.rank_of(*r).is_none());
-        decisions.extend(held.map(|request| Decision::Hold { request }));
+        decisions.extend(self.ledger.held_since(before).map(|request| Decision::Hold { request }));
     }
 
     /// All held prompts go out whole.
@@ -213,6 +223,9 @@ impl Router {
             .collect();
         let prompts: Vec<Prompt> = held.iter().map(|(_, prompt)| *prompt).collect();
         let round = plan_round(&backlogs, &prompts, round_tokens);
+        if round.chunks.is_empty() {
+            return Vec::new();
+        }
         self.note_cohort(round.chunks.len(), round.tokens, round.attention);
         let mut decisions = Vec::with_capacity(round.chunks.len());
         for chunk in &round.chunks {
@@ -273,3 +286,7 @@ impl Router {
         self.last_cohort
     }
 }
+
+#[cfg(test)]
+#[path = "router_tests.rs"]
+mod tests;

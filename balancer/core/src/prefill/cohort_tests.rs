@@ -1,0 +1,125 @@
+//! Properties of [`assign`], and how even generated cohorts come out.
+
+use super::*;
+use proptest::prelude::*;
+
+/// Numbers that look random and are the same for the same seed (splitmix64).
+struct Draws(u64);
+
+impl Draws {
+    /// Uniform over [0, 1).
+    fn uniform(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Normal with mean 0 and deviation 1 (Box and Muller).
+    fn normal(&mut self) -> f64 {
+        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
+        radius * (std::f64::consts::TAU * self.uniform()).cos()
+    }
+
+    /// Log-normal prompt of median 1500 and sigma 1, clipped to 16 ... 8192; every other one with a cached
+    /// prefix of up to 95 %.
+    fn prompt(&mut self, index: usize) -> Work {
+        let length = (1500.0 * self.normal().exp()).clamp(16.0, 8192.0);
+        let cached = if index % 2 == 0 { self.uniform() * 0.95 * length } else { 0.0 };
+        Work::of(cached as u64, length as u64 - cached as u64)
+    }
+}
+
+#[track_caller]
+fn check_generated(ranks: usize, seed: u64, bound: f64) {
+    let bins = 2 * ranks;
+    let mut draws = Draws(seed);
+    let items = (0..16 * bins).map(|index| draws.prompt(index)).collect();
+    let assignment = assign(&Cohort { carried: vec![Work::default(); bins], items });
+    for imbalance in [assignment.tokens, assignment.attention] {
+        assert!((1.0..=bound).contains(&imbalance.over_bound), "seed {seed}: {assignment:?}");
+    }
+}
+
+#[test]
+fn generated_prompts_come_out_even_in_both_dimensions() {
+    for seed in 4..12 {
+        check_generated(32, seed, 1.01);
+    }
+    check_generated(128, 4, 1.01);
+}
+
+/// Items as (cached, new) tokens on two bins.
+#[track_caller]
+fn check(carried: [(u64, u64); 2], items: &[(u64, u64)], expected: &[usize]) {
+    let work = |&(cached, new): &(u64, u64)| Work::of(cached, new);
+    let carried = carried.iter().map(work).collect();
+    let assignment = assign(&Cohort { carried, items: items.iter().map(work).collect() });
+    assert_eq!(assignment.bin_of, expected, "{assignment:?}");
+}
+
+#[test]
+fn small_cohorts() {
+    let empty = [(0, 0); 2];
+    check(empty, &[], &[]);
+    check(empty, &[(0, 9)], &[0]);
+    check(empty, &[(0, 9), (0, 9)], &[0, 1]);
+    check(empty, &[(0, 10), (0, 90), (0, 20), (0, 80)], &[0, 0, 1, 1]);
+    // Equal in tokens: the cached prefixes make the difference.
+    check(empty, &[(900, 10), (0, 10), (900, 10), (0, 10)], &[0, 0, 1, 1]);
+    // What a bin carries counts.
+    check([(0, 100), (0, 0)], &[(0, 40), (0, 50)], &[1, 1]);
+}
+
+#[test]
+fn the_bound_is_the_largest_item_when_one_is_above_the_mean() {
+    let items = vec![Work::of(0, 1000), Work::of(0, 10), Work::of(0, 10)];
+    let assignment = assign(&Cohort { carried: vec![Work::default(); 4], items });
+    assert_eq!((assignment.tokens.over_bound, assignment.attention.over_bound), (1.0, 1.0));
+    assert!(assignment.tokens.over_mean > 3.9, "{assignment:?}");
+}
+
+fn work() -> impl Strategy<Value = Work> {
+    (0..5000u64, 0..5000u64).prop_map(|(context, new)| Work::of(context, new))
+}
+
+proptest! {
+    #[test]
+    fn every_item_is_in_exactly_one_bin(
+        carried in prop::collection::vec(work(), 1..12),
+        items in prop::collection::vec(work(), 0..60),
+    ) {
+        let cohort = Cohort { carried: carried.clone(), items: items.clone() };
+        let assignment = assign(&cohort);
+        prop_assert_eq!(assignment.bin_of.len(), items.len());
+        let mut total = carried.clone();
+        for (&bin, &item) in assignment.bin_of.iter().zip(&items) {
+            prop_assert!(bin < carried.len());
+            total[bin] += item;
+        }
+        let largest = items.iter().chain(&carried).map(|w| w.tokens).max().unwrap_or(0);
+        let tokens = Imbalance::of(total.iter().map(|w| w.tokens as f64), largest as f64);
+        prop_assert_eq!(assignment.tokens, tokens);
+        prop_assert_eq!(assign(&cohort), assignment);
+    }
+
+    /// Nothing says how good a cohort can get, but filling one bin after the other must never be better.
+    #[test]
+    fn taking_turns_is_not_better(
+        bins in 1..8usize,
+        items in prop::collection::vec(work(), 0..60),
+    ) {
+        let mut turns = vec![Work::default(); bins];
+        for (index, &item) in items.iter().enumerate() {
+            turns[index % bins] += item;
+        }
+        let worst = |tokens: Imbalance, attention: Imbalance| tokens.over_mean.max(attention.over_mean);
+        let turns = worst(
+            Imbalance::of(turns.iter().map(|w| w.tokens as f64), 0.0),
+            Imbalance::of(turns.iter().map(|w| w.attention as f64), 0.0),
+        );
+        let assignment = assign(&Cohort { carried: vec![Work::default(); bins], items });
+        prop_assert!(worst(assignment.tokens, assignment.attention) <= turns * 1.1);
+    }
+}
