@@ -5,6 +5,7 @@ mod stand_in;
 use evenkeel_proto::v1;
 use evenkeel_proto::v1::PlanOutcome::{Applied, Prepared};
 use prost::Message as _;
+use rustix::process::{Pid, Signal, kill_process};
 use stand_in::{Balancer, Unit};
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::FileExt as _;
@@ -86,8 +87,7 @@ async fn an_agent_serves_metrics_keeps_others_out_and_stops_when_asked() {
     assert!(metrics.contains("\nevenkeel_agent_spare_slots 4\n"), "{metrics}");
     assert!(get(ports["metrics"].as_str().unwrap(), "/healthz").ends_with("ok\n"));
 
-    let kill = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
-    assert!(kill.success());
+    kill_process(Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap(), Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
     assert!(!unit.directories[0].path().join("ports.json").exists());
 }

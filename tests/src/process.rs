@@ -1,5 +1,6 @@
 //! One child process with its log, and how it is found, signalled and waited for.
 
+use rustix::process::{Pid, Signal, kill_process};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -56,8 +57,8 @@ impl Process {
 
     /// SIGTERM, then waits for the end.
     pub fn terminate(&mut self) -> ExitStatus {
-        let id = self.child.id().to_string();
-        assert!(Command::new("kill").arg(id).status().expect("kill runs").success());
+        let id = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process id");
+        kill_process(id, Signal::TERM).expect("a child can be signalled");
         wait_for("a process to stop", || self.child.try_wait().expect("can be asked"))
     }
 

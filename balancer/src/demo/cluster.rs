@@ -2,6 +2,7 @@
 
 use super::DemoError;
 use super::units::DemoUnit;
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
@@ -201,10 +202,12 @@ async fn ports<T: DeserializeOwned>(process: &str, file: &Path, child: &mut Chil
     }
 }
 
-/// SIGTERM by the system's `kill`: the standard library has no safe way to send it.
+/// SIGTERM: agents and balancer stop cleanly on it.
 fn terminate(child: &Child) {
-    if let Some(id) = child.id() {
-        let _ = std::process::Command::new("kill").arg(id.to_string()).stderr(Stdio::null()).status();
+    let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+    if let Some(id) = id {
+        // A process that has ended by itself needs no signal.
+        let _ = kill_process(id, Signal::TERM);
     }
 }
 
