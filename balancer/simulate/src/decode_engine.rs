@@ -205,7 +205,11 @@ impl<A: Iterator<Item = Arrival>> EngineModel for DecodeEngine<A> {
                     self.running += 1;
                     self.ends.entry(self.step + output).or_default().push((request, rank, input + output));
                 }
-                Decision::Hold { .. } => {}
+                Decision::Hold { .. } => {
+                    if !self.waiting.contains_key(&request) {
+                        return Err(fail("the request is not waiting"));
+                    }
+                }
                 Decision::Refuse { .. } => {
                     if self.waiting.remove(&request).is_none() {
                         return Err(fail("the request is not waiting"));
@@ -217,3 +221,7 @@ impl<A: Iterator<Item = Arrival>> EngineModel for DecodeEngine<A> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "decode_engine_tests.rs"]
+mod tests;

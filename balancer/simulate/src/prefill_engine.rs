@@ -228,6 +228,12 @@ impl PrefillEngine {
         }
     }
 
+    /// Whether the prompt is here and no rank has any of it.
+    fn waiting(&self, request: RequestId) -> Result<(), &'static str> {
+        let prompt = self.prompts.get(&request).ok_or("the prompt is not here")?;
+        if prompt.rank.is_some() { Err("the prompt is on a rank already") } else { Ok(()) }
+    }
+
     fn give(&mut self, request: RequestId, rank: usize, tokens: Option<u64>) -> Result<(), &'static str> {
         if rank >= self.queues.len() {
             return Err("the unit has no such rank");
@@ -279,11 +285,11 @@ impl EngineModel for PrefillEngine {
                 Decision::Dispatch { rank, tokens, .. } => {
                     self.give(request, rank.index(), tokens.map(|Tokens(tokens)| tokens))
                 }
-                Decision::Hold { .. } => Ok(()),
-                Decision::Refuse { .. } => {
+                Decision::Hold { .. } => self.waiting(request),
+                Decision::Refuse { .. } => self.waiting(request).map(|()| {
+                    self.prompts.remove(&request);
                     self.refused += 1;
-                    self.prompts.remove(&request).map(|_| ()).ok_or("the prompt is not here")
-                }
+                }),
             };
             let now = self.clock_ms as u64;
             done.map_err(|reason| SimulationError::Decision { now, request: request.0, reason })?;
@@ -291,3 +297,7 @@ impl EngineModel for PrefillEngine {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "prefill_engine_tests.rs"]
+mod tests;

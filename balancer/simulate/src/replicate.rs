@@ -172,3 +172,7 @@ pub fn prefill_work(trace: &[TraceRequest], cache_blocks: usize) -> Work {
         sum + Work::of(cached, request.input_tokens - cached)
     })
 }
+
+#[cfg(test)]
+#[path = "replicate_tests.rs"]
+mod tests;

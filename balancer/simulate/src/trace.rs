@@ -52,7 +52,7 @@ pub enum TraceError {
         source: io::Error,
     },
     /// A line that does not end.
-    #[error("trace {}, line {line}: is longer than {LINE_BYTES_MAX} bytes", path.display())]
+    #[error("trace {}, line {line}: is longer than {LINE_BYTES_MAX} bytes; is it one request a line?", path.display())]
     LineTooLong {
         /// The file.
         path: PathBuf,
@@ -61,7 +61,7 @@ pub enum TraceError {
     },
     /// A line that is not a request.
     #[error(
-        "trace {}, line {line}: {reason}; expected an object with timestamp, input_length, output_length, hash_ids",
+        "trace {}, line {line}, {reason}; expected an object with timestamp, input_length, output_length, hash_ids",
         path.display()
     )]
     Malformed {
@@ -175,10 +175,8 @@ impl TraceReader {
     }
 
     fn parse(&mut self, text: &[u8]) -> Result<TraceRequest, TraceError> {
-        let line: Line = serde_json::from_slice(text).map_err(|error| TraceError::Malformed {
-            path: self.path.clone(),
-            line: self.line,
-            reason: error.to_string(),
+        let line: Line = serde_json::from_slice(text.trim_ascii_end()).map_err(|error| {
+            TraceError::Malformed { path: self.path.clone(), line: self.line, reason: reason(&error) }
         })?;
         let at_ms = self.within("timestamp", line.timestamp, 0, TIMESTAMP_MS_MAX)?;
         let input_tokens = self.within("input_length", line.input_length, 1, TOKENS_MAX)?;
@@ -221,7 +219,19 @@ impl Iterator for TraceReader {
     }
 }
 
+/// The parser's reason without its own place, which is always line 1, and with the column of this line.
+fn reason(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    let text = text.strip_suffix(place.as_str()).unwrap_or(&text);
+    if error.column() > 0 { format!("column {}: {text}", error.column()) } else { text.to_owned() }
+}
+
 /// Reads a whole trace.
 pub fn read_all(path: &Path) -> Result<Vec<TraceRequest>, TraceError> {
     TraceReader::open(path)?.collect()
 }
+
+#[cfg(test)]
+#[path = "trace_tests.rs"]
+mod tests;
