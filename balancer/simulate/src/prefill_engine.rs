@@ -124,6 +124,18 @@ impl PrefillEngine {
         &self.work_by_rank
     }
 
+    /// By rank: prompts that began on it and are not done, and the KV tokens that they hold.
+    pub fn backlog_by_rank(&self) -> Vec<(u32, u64)> {
+        let mut backlog = vec![(0, 0); self.queues.len()];
+        for prompt in self.prompts.values() {
+            if let Some(rank) = prompt.rank {
+                backlog[rank].0 += 1;
+                backlog[rank].1 += prompt.context;
+            }
+        }
+        backlog
+    }
+
     /// Prompts that the policy refused.
     pub fn refused(&self) -> u64 {
         self.refused

@@ -77,16 +77,17 @@ fn window_work(workload: &Workload) -> u64 {
 impl Stage<'_> {
     /// Runs everything to its end.
     pub(super) async fn run(&self) -> Result<Outcome, DemoError> {
-        let (gauges, decode_gauges) = watch::channel(Gauges::new());
+        let (to_prefill, prefill_gauges) = watch::channel(Gauges::new());
+        let (to_decode, decode_gauges) = watch::channel(Gauges::new());
         let (_idle, no_gauges) = watch::channel(Gauges::new());
         let routed = Arc::new(AtomicBool::new(false));
         let requests = async {
-            let outcome = self.requests(gauges).await;
+            let outcome = self.requests(to_prefill, to_decode).await;
             routed.store(true, Ordering::Relaxed);
             outcome
         };
         let (prefill, decode, (law_and_intent, shift), requests) = tokio::try_join!(
-            self.synthetic(PREFILL, no_gauges.clone(), &routed),
+            self.synthetic(PREFILL, prefill_gauges, &routed),
             self.synthetic(DECODE, decode_gauges, &routed),
             self.recorded(no_gauges),
             requests,
@@ -169,17 +170,18 @@ impl Stage<'_> {
     /// The live engines over gRPC, then the baselines on the same arrivals.
     async fn requests(
         &self,
-        gauges: watch::Sender<Gauges>,
+        prefill_gauges: watch::Sender<Gauges>,
+        decode_gauges: watch::Sender<Gauges>,
     ) -> Result<(PolicyFigures, PolicyFigures, PolicyFigures, u64), DemoError> {
         let admin = self.cluster.balancer.admin.to_string();
         let mut decode_router = self.router(&admin, DECODE).await?;
         let mut prefill_router = self.router(&admin, PREFILL).await?;
         let decode = self.beside(move |workload, progress| {
-            let figures = workload.decode_live(&mut decode_router, progress, &gauges)?;
+            let figures = workload.decode_live(&mut decode_router, progress, &decode_gauges)?;
             Ok((figures, decode_router.decisions()))
         });
         let prefill = self.beside(move |workload, progress| {
-            let figures = workload.prefill_live(&mut prefill_router, progress)?;
+            let figures = workload.prefill_live(&mut prefill_router, progress, &prefill_gauges)?;
             Ok((figures, prefill_router.decisions()))
         });
         let ((decode, decode_decisions), (prefill, prefill_decisions)) = tokio::try_join!(decode, prefill)?;

@@ -33,7 +33,7 @@ pub(super) const ROUND_TOKENS: u64 = 4096;
 const CACHE_BLOCKS: usize = 1 << 20;
 /// The units start empty; what comes before this virtual time is not measured.
 const WARM_UP_MS: u64 = 90_000;
-/// KVCache of a modelled decode rank, in tokens, for the gauges.
+/// KVCache of a modelled rank, in tokens, for the gauges.
 const KV_CAPACITY: u64 = 2_000_000;
 /// Batches between two looks at the engines' gauges.
 const GAUGES_EVERY: u64 = 32;
@@ -164,14 +164,28 @@ impl Workload {
         Ok(engine.figures())
     }
 
-    /// The prefill unit routed by the balancer. Blocks.
+    /// The prefill unit routed by the balancer. Blocks; `gauges` gets the ranks' state as it goes.
     pub(super) fn prefill_live(
         &self,
         router: &mut LiveRouter,
         progress: &Counter,
+        gauges: &watch::Sender<Gauges>,
     ) -> Result<PrefillFigures, SimulationError> {
         let mut engine = self.prefill_engine();
-        drive(&mut engine, router, progress, |_| {})?;
+        drive(&mut engine, router, progress, |engine| {
+            let round_ms = engine.work_by_rank().iter().map(|work| self.prefill.cost.time_ms(*work));
+            let step_us = (round_ms.fold(0.0, f64::max) * 1e3) as u32;
+            let gauge = |(rank, (requests, kv)): (usize, (u32, u64))| v1::RankGauges {
+                rank: rank as u32,
+                kv_used_tokens: kv,
+                kv_total_tokens: KV_CAPACITY,
+                requests,
+                step_us_p50: step_us,
+                step_us_p99: step_us,
+                ..Default::default()
+            };
+            gauges.send_replace(engine.backlog_by_rank().into_iter().enumerate().map(gauge).collect());
+        })?;
         Ok(engine.figures())
     }
 }
