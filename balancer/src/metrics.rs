@@ -39,7 +39,7 @@ metrics! {
     gauge KV_CAPACITY = "evenkeel_kv_capacity_tokens", Count, "KVCache of a rank, in tokens, as its agent reported.";
     gauge REQUESTS = "evenkeel_requests", Count, "Running requests of a rank, as its agent reported.";
     counter TOKENS = "evenkeel_tokens_total", Count, "Tokens of a unit since its workers started, by kind: in_hit (found in a prefix cache), in_miss, out.";
-    gauge STEP_SECONDS = "evenkeel_step_seconds", Seconds, "Time of an engine step over the last report interval, slowest rank of the unit, by quantile.";
+    gauge STEP_SECONDS = "evenkeel_step_seconds", Seconds, "Time of an engine step over the last report interval, slowest rank of the unit, by percentile (50, 99).";
     histogram ROUTING_SECONDS = "evenkeel_routing_decision_seconds", Seconds, "Time to decide one batch of routing events.";
     counter ROUTING_DECISIONS = "evenkeel_routing_decisions_total", Count, "Routing decisions, by outcome: dispatch, hold, refuse.";
     gauge HELD_PROMPTS = "evenkeel_held_prompts", Count, "Prompts held centrally until the next cohort.";

@@ -22,10 +22,9 @@ impl ControlLoop {
                 metrics::counter!(m::TOKENS, "unit" => name.clone(), "kind" => kind).absolute(total);
             }
             let slowest = |f: fn(&v1::RankGauges) -> u32| unit.gauges.values().map(f).max();
-            for (quantile, us) in [("0.5", slowest(|g| g.step_us_p50)), ("0.99", slowest(|g| g.step_us_p99))]
-            {
+            for (percentile, us) in [("50", slowest(|g| g.step_us_p50)), ("99", slowest(|g| g.step_us_p99))] {
                 if let Some(us) = us {
-                    metrics::gauge!(m::STEP_SECONDS, "unit" => name.clone(), "quantile" => quantile)
+                    metrics::gauge!(m::STEP_SECONDS, "unit" => name.clone(), "percentile" => percentile)
                         .set(f64::from(us) / 1e6);
                 }
             }
