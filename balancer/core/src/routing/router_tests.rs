@@ -251,6 +251,7 @@ impl Witness {
                 Decision::Hold { .. } => {
                     assert_eq!(self.role, Role::Prefill, "decode admits at once");
                     assert_eq!(self.known[&request].rank, None, "a dispatched request is held");
+                    assert!(answers.contains(&(request, false)), "{request:?} was held before");
                 }
                 Decision::Dispatch { rank, microbatch, tokens, .. } => {
                     self.give(request, *rank, tokens.map(|t| t.0));
