@@ -27,7 +27,7 @@ fn arrivals(requests: &[(u64, u64)]) -> Replicated {
     let mut at_ms = 0;
     let place = |(&(gap, input_tokens), number): (&(u64, u64), u64)| {
         at_ms += gap;
-        let first = if number % 3 == 0 { 0 } else { number };
+        let first = if number.is_multiple_of(3) { 0 } else { number };
         let blocks = vec![first, 1000 + number];
         TraceRequest { at_ms, input_tokens, output_tokens: 1, blocks }
     };

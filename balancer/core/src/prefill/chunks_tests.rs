@@ -69,11 +69,11 @@ fn outstanding_work_takes_part_of_the_round() {
 
 #[test]
 fn long_and_short_contexts_are_mixed_to_one_attention() {
-    // Every rank can fill up with a context of 40k or with one of nothing; the third has less of the long
-    // one, and both others must come down to it.
-    let (long, short) = (prompt(40_000, 9000), prompt(0, 9000));
-    let round =
-        plan_round(&ranks(&[&[long, short], &[short, long], &[prompt(20_000, 9000), short]]), &[], 1000);
+    // Two ranks can fill up with a context of 40k, the other two only with one of 20k: the first two must
+    // come down to them with what has no context.
+    let (long, middle, short) = (prompt(40_000, 9000), prompt(20_000, 9000), prompt(0, 9000));
+    let pinned: [&[Prompt]; 4] = [&[long, short], &[short, long], &[middle, short], &[middle]];
+    let round = plan_round(&ranks(&pinned), &[], 1000);
     assert_eq!(round.tokens.over_mean, 1.0);
     assert!(round.attention.over_mean < 1.01, "{round:?}");
 }

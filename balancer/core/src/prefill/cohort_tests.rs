@@ -26,7 +26,7 @@ impl Draws {
     /// prefix of up to 95 %.
     fn prompt(&mut self, index: usize) -> Work {
         let length = (1500.0 * self.normal().exp()).clamp(16.0, 8192.0);
-        let cached = if index % 2 == 0 { self.uniform() * 0.95 * length } else { 0.0 };
+        let cached = if index.is_multiple_of(2) { self.uniform() * 0.95 * length } else { 0.0 };
         Work::of(cached as u64, length as u64 - cached as u64)
     }
 }

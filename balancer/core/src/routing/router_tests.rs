@@ -606,7 +606,7 @@ fn chunks_of_a_round_follow_when_the_ranks_have_run() {
     let tick = RoutingEvent::Tick;
     check(&mut router, &[(0, &[arrive(1, 1300, 100), tick.clone()])], &[chunk(500)]);
     // The rank is busy with the first round.
-    check(&mut router, &[(0, &[tick.clone()])], &[]);
+    check(&mut router, &[(0, std::slice::from_ref(&tick))], &[]);
     check(&mut router, &[(0, &[steps(1), tick.clone()])], &[chunk(500)]);
     check(&mut router, &[(0, &[steps(1), tick.clone()])], &[chunk(200)]);
     check(&mut router, &[(0, &[steps(1), finish(1), tick])], &[]);
