@@ -9,7 +9,9 @@ use evenkeel_simulate::cost::{DecodeCost, PrefillCost};
 use evenkeel_simulate::decode_engine::{DecodeEngine, DecodeUnit};
 use evenkeel_simulate::policy::{RequestPolicy, run};
 use evenkeel_simulate::prefill_engine::{PrefillEngine, PrefillUnit};
-use evenkeel_simulate::replicate::{Replicated, copies_for_decode, period_ms, prefill_work};
+use evenkeel_simulate::replicate::{
+    Replicated, balanced_step_ms, copies_for_decode, period_ms, prefill_work,
+};
 use evenkeel_simulate::trace::{TraceRequest, read_all};
 use std::error::Error;
 use std::path::PathBuf;
@@ -49,7 +51,11 @@ fn compare() -> Result<(), Box<dyn Error>> {
     let minutes = arguments.next().map_or(Ok(20), |text| minutes(&text))?;
     let path = PathBuf::from(arguments.next().unwrap_or_else(|| DEFAULT_TRACE.to_owned()));
     let trace: Arc<[TraceRequest]> = read_all(&path)?.into();
-    decode(&trace, minutes * 60_000)?;
+    let cost = DecodeCost::default();
+    let balanced_ms = balanced_step_ms(&trace, DECODE_REQUESTS_PER_RANK, &cost);
+    decode(&trace, minutes * 60_000, Some(balanced_ms))?;
+    println!();
+    decode(&trace, minutes * 60_000, None)?;
     println!();
     prefill(&trace, minutes * 60_000)
 }
@@ -61,13 +67,25 @@ fn minutes(text: &str) -> Result<u64, String> {
     })
 }
 
-fn decode(trace: &Arc<[TraceRequest]>, end_ms: u64) -> Result<(), Box<dyn Error>> {
+fn decode(
+    trace: &Arc<[TraceRequest]>,
+    end_ms: u64,
+    arrivals_per_step_ms: Option<f64>,
+) -> Result<(), Box<dyn Error>> {
     let cost = DecodeCost::default();
     let copies = copies_for_decode(trace, DECODE_RANKS, DECODE_REQUESTS_PER_RANK, &cost);
-    let unit = DecodeUnit { ranks: DECODE_RANKS, cost, warm_up_ms: WARM_UP_MS.min(end_ms / 2), end_ms };
+    let warm_up_ms = WARM_UP_MS.min(end_ms / 2);
+    let unit = DecodeUnit { ranks: DECODE_RANKS, cost, arrivals_per_step_ms, warm_up_ms, end_ms };
     let arrivals = Replicated::new(trace.clone(), copies, SEED);
     println!("DECODE, modelled: {DECODE_RANKS} ranks in lockstep, {} min", end_ms / 60_000);
-    println!("arrivals: {copies} copies of the trace, each shifted and jittered (seed {SEED})");
+    println!(
+        "arrivals: {copies} copies of the trace, each shifted and jittered (seed {SEED}); {}",
+        match arrivals_per_step_ms {
+            Some(ms) =>
+                format!("as many in each step as come in {ms:.1} ms: all policies hold the same requests"),
+            None => "by the clock: the slower the step, the more requests run at once".to_owned(),
+        }
+    );
     println!(
         "step = {} ms + {} ms per 100k KV tokens of the fullest rank + {} ms per 100 requests of the rank with most",
         unit.cost.fixed_ms,

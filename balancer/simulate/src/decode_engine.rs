@@ -15,9 +15,13 @@ pub struct DecodeUnit {
     pub ranks: u16,
     /// Step time.
     pub cost: DecodeCost,
-    /// Steps that begin before this time are not measured: the unit starts empty.
+    /// `None`: requests arrive by the unit's own clock, so that under slower steps more of them run at once
+    /// (as in a deployment, and without bound: KV capacity is not modelled). `Some(ms)`: each step lets as many
+    /// arrive as a step of this length would, so that every policy has the same requests in each step.
+    pub arrivals_per_step_ms: Option<f64>,
+    /// Steps that begin before this time of the trace are not measured: the unit starts empty.
     pub warm_up_ms: u64,
-    /// Virtual end.
+    /// Virtual end, ms of the trace.
     pub end_ms: u64,
 }
 
@@ -57,6 +61,8 @@ pub struct DecodeEngine<A: Iterator<Item = Arrival>> {
     unit: DecodeUnit,
     arrivals: Peekable<A>,
     clock_ms: f64,
+    /// How far the arrivals have come, ms of the trace.
+    arrived_ms: f64,
     step: u64,
     kv: Vec<u64>,
     requests: Vec<u64>,
@@ -77,6 +83,7 @@ impl<A: Iterator<Item = Arrival>> DecodeEngine<A> {
             unit,
             arrivals: arrivals.peekable(),
             clock_ms: 0.0,
+            arrived_ms: 0.0,
             step: 0,
             kv: vec![0; ranks],
             requests: vec![0; ranks],
@@ -130,7 +137,7 @@ impl<A: Iterator<Item = Arrival>> DecodeEngine<A> {
         let requests_mean = self.running as f64 / ranks;
         let (kv_max, requests_max) = (max(&self.kv), max(&self.requests));
         let step_ms = self.unit.cost.step_ms(kv_max, requests_max);
-        if self.clock_ms >= self.unit.warm_up_ms as f64 {
+        if self.arrived_ms >= self.unit.warm_up_ms as f64 {
             let sums = &mut self.sums;
             sums.steps += 1;
             sums.requests += requests_mean;
@@ -141,6 +148,7 @@ impl<A: Iterator<Item = Arrival>> DecodeEngine<A> {
             sums.ideal_ms += self.unit.cost.step_ms(kv_mean, requests_mean);
         }
         self.clock_ms += step_ms;
+        self.arrived_ms += self.unit.arrivals_per_step_ms.unwrap_or(step_ms);
         self.step += 1;
         for (kv, requests) in self.kv.iter_mut().zip(&self.requests) {
             *kv += requests;
@@ -155,7 +163,7 @@ impl<A: Iterator<Item = Arrival>> DecodeEngine<A> {
     }
 
     fn take_arrivals(&mut self, events: &mut Vec<RoutingEvent>) {
-        while let Some(arrival) = self.arrivals.next_if(|a| a.at_ms as f64 <= self.clock_ms) {
+        while let Some(arrival) = self.arrivals.next_if(|a| a.at_ms as f64 <= self.arrived_ms) {
             let request = RequestId(arrival.request);
             self.waiting.insert(request, (arrival.input_tokens, arrival.output_tokens));
             events.push(RoutingEvent::Arrive {
@@ -176,10 +184,11 @@ impl<A: Iterator<Item = Arrival>> EngineModel for DecodeEngine<A> {
             events.push(RoutingEvent::Steps { count: 1 });
             events.extend(ended.into_iter().map(|request| RoutingEvent::Finish { request }));
         } else {
-            let next_ms = self.arrivals.peek()?.at_ms as f64;
-            self.clock_ms = self.clock_ms.max(next_ms);
+            let idle_ms = (self.arrivals.peek()?.at_ms as f64 - self.arrived_ms).max(0.0);
+            self.clock_ms += idle_ms;
+            self.arrived_ms += idle_ms;
         }
-        if self.clock_ms >= self.unit.end_ms as f64 {
+        if self.arrived_ms >= self.unit.end_ms as f64 {
             return None;
         }
         self.take_arrivals(&mut events);

@@ -10,7 +10,13 @@ use evenkeel_core::topology::Role;
 use proptest::prelude::*;
 
 fn unit(ranks: u16) -> DecodeUnit {
-    DecodeUnit { ranks, cost: DecodeCost::default(), warm_up_ms: 0, end_ms: u64::MAX }
+    DecodeUnit {
+        ranks,
+        cost: DecodeCost::default(),
+        arrivals_per_step_ms: None,
+        warm_up_ms: 0,
+        end_ms: u64::MAX,
+    }
 }
 
 /// Arrivals from (ms since the one before, prompt tokens, output tokens).

@@ -153,15 +153,21 @@ pub fn copies_for_decode(
     cost: &DecodeCost,
 ) -> u32 {
     let steps: f64 = trace.iter().map(|r| r.output_tokens as f64).sum();
+    let step_ms = balanced_step_ms(trace, requests_per_rank, cost);
+    let running_per_copy = steps * step_ms / period_ms(trace).max(1) as f64;
+    let copies = requests_per_rank * f64::from(ranks) / running_per_copy.max(f64::MIN_POSITIVE);
+    copies.round().clamp(1.0, f64::from(u32::MAX)) as u32
+}
+
+/// Decode step time with `requests_per_rank` requests of the trace on every rank and perfect balance, ms.
+pub fn balanced_step_ms(trace: &[TraceRequest], requests_per_rank: f64, cost: &DecodeCost) -> f64 {
+    let steps: f64 = trace.iter().map(|r| r.output_tokens as f64).sum();
     let kv_steps: f64 = trace
         .iter()
         .map(|r| r.output_tokens as f64 * (r.input_tokens as f64 + r.output_tokens as f64 / 2.0))
         .sum();
     let kv_per_request = kv_steps / steps.max(1.0);
-    let step_ms = cost.step_ms(requests_per_rank * kv_per_request, requests_per_rank);
-    let running_per_copy = steps * step_ms / period_ms(trace) as f64;
-    let copies = requests_per_rank * f64::from(ranks) / running_per_copy.max(f64::MIN_POSITIVE);
-    copies.round().clamp(1.0, f64::from(u32::MAX)) as u32
+    cost.step_ms(requests_per_rank * kv_per_request, requests_per_rank)
 }
 
 /// Prefill work of one copy of the trace, over its whole length, with a prefix cache of `cache_blocks`.

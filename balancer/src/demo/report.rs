@@ -18,7 +18,7 @@ pub(super) fn table(figures: &Figures) -> String {
     );
     part(
         &format!(
-            "REQUESTS  Mooncake trace x {} copies with jitter, {} virtual minutes; engines and times modelled; same arrivals",
+            "REQUESTS  Mooncake trace x {} copies with jitter, {} virtual minutes; engines and times modelled; the same arrivals in each step",
             figures.workload.decode_copies, figures.workload.minutes
         ),
         requests_table(figures),
@@ -80,7 +80,7 @@ fn requests_table(figures: &Figures) -> Table {
     };
     row("decode KV per rank, max over mean", 4, |p| p.decode.kv_imbalance);
     row("decode requests per rank, max over mean", 4, |p| p.decode.requests_imbalance);
-    // Slower steps finish less, so more requests run at once: the same arrivals, not the same load.
+    // The same for all: each step lets the same requests arrive.
     row("decode requests per rank, mean", 1, |p| p.decode.requests_per_rank);
     row("decode step, modelled ms", 2, |p| p.decode.step_ms);
     row("decode step over its own ideal", 4, |p| p.decode.step_ms / p.decode.ideal_step_ms);

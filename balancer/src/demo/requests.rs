@@ -11,7 +11,7 @@ use evenkeel_simulate::cost::{DecodeCost, PrefillCost};
 use evenkeel_simulate::decode_engine::{DecodeEngine, DecodeFigures, DecodeUnit};
 use evenkeel_simulate::policy::{EngineModel, RequestPolicy, SimulationError};
 use evenkeel_simulate::prefill_engine::{PrefillEngine, PrefillFigures, PrefillUnit};
-use evenkeel_simulate::replicate::{Replicated, copies_for_decode};
+use evenkeel_simulate::replicate::{Replicated, balanced_step_ms, copies_for_decode};
 use evenkeel_simulate::trace::TraceRequest;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -78,7 +78,13 @@ impl Workload {
         let cost = DecodeCost::default();
         Self {
             decode_copies: copies_for_decode(&trace, decode_ranks, REQUESTS_PER_RANK, &cost),
-            decode: DecodeUnit { ranks: decode_ranks, cost, warm_up_ms, end_ms },
+            decode: DecodeUnit {
+                ranks: decode_ranks,
+                cost,
+                arrivals_per_step_ms: Some(balanced_step_ms(&trace, REQUESTS_PER_RANK, &cost)),
+                warm_up_ms,
+                end_ms,
+            },
             prefill: PrefillUnit {
                 ranks: prefill_ranks,
                 round_tokens: ROUND_TOKENS,

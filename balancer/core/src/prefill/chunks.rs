@@ -58,6 +58,12 @@ pub struct Round {
 /// (Mooncake, 70 to 80 % load) 0.25 and 0.1 leave attention and the longest waits worse, and 0.5 the mean wait.
 const BELOW_TARGET: f64 = 0.35;
 
+/// Part of the round's tokens that may be left out where a rank has nothing but long contexts. It buys a lower
+/// ceiling for the attention of all, and costs that much in the balance of tokens (max / mean up to 1.042).
+const TOKENS_LEFT_OUT: f64 = 0.04;
+/// Every rank runs at least this part of its round, whatever that does to the ceiling: nothing waits for ever.
+const PROGRESS_PART: u64 = 16;
+
 /// Tokens a rank below which a round is not shortened for the sake of equal tokens. With so few rows an
 /// expert's weights take longer to read than to multiply, so a thinner round would only be one more round:
 /// a lone prompt would be cut into ever smaller parts.
@@ -77,6 +83,7 @@ pub fn plan_round(ranks: &[RankBacklog], held: &[Prompt], round_tokens: u64) -> 
     let mut candidates = gather(ranks, held, round_tokens);
     let target = attention_target(&candidates);
     supply(&mut candidates, held, target);
+    let target = target.max(ceiling(&candidates));
     let mut chunks = Vec::new();
     for (rank, candidate) in candidates.iter().enumerate() {
         chunks.extend(candidate.chunks(rank, target));
@@ -106,6 +113,37 @@ fn attention_target(candidates: &[Candidates]) -> u64 {
     reach.get(place).copied().unwrap_or(0)
 }
 
+/// The lowest attention that all ranks can keep to, if together they leave out [`TOKENS_LEFT_OUT`] of what
+/// they could run and each makes progress. Below the fullest rank attention is free: all others may go up to
+/// it. A ceiling under the mean would leave tokens out and even nothing.
+fn ceiling(candidates: &[Candidates]) -> u64 {
+    let full: Vec<Vec<u64>> = candidates.iter().map(|c| c.fill(Order::ShortestFirst)).collect();
+    let attention: Vec<u64> = candidates.iter().zip(&full).map(|(c, tokens)| c.attention(tokens)).collect();
+    let fullest = attention.iter().copied().max().unwrap_or(0);
+    // With ranks that idle anyhow, leaving work for a later round only makes one more round.
+    if candidates.iter().zip(&full).any(|(c, tokens)| sum(tokens) < c.tokens) {
+        return fullest;
+    }
+    let budget = full.iter().flatten().sum::<u64>() as f64 * TOKENS_LEFT_OUT;
+    let left_out = |ceiling: u64| -> u64 {
+        let above = candidates.iter().zip(&full).zip(&attention).filter(|&(_, &a)| a > ceiling);
+        above.map(|((c, tokens), _)| sum(tokens) - sum(&c.within(ceiling))).sum()
+    };
+    let mean = attention.iter().sum::<u64>() / attention.len().max(1) as u64;
+    let progress = candidates.iter().map(Candidates::least_attention).max().unwrap_or(0);
+    let (mut low, mut high) = (mean.max(progress), fullest);
+    // To within 1/256: finer than the ranks can be filled.
+    while high.saturating_sub(low) > high / 256 + 1 {
+        let middle = low.midpoint(high);
+        if left_out(middle) as f64 <= budget { high = middle } else { low = middle }
+    }
+    high.max(progress)
+}
+
+fn sum(tokens: &[u64]) -> u64 {
+    tokens.iter().sum()
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Order {
     LongestFirst,
@@ -113,14 +151,22 @@ enum Order {
 }
 
 impl Candidates {
+    /// Attention of the least that the rank runs in a round.
+    fn least_attention(&self) -> u64 {
+        self.attention(&self.fill_up_to(self.tokens.div_ceil(PROGRESS_PART), Order::ShortestFirst))
+    }
+
     /// Tokens per member when the rank fills up in the order of context.
     fn fill(&self, order: Order) -> Vec<u64> {
+        self.fill_up_to(self.tokens, order)
+    }
+
+    fn fill_up_to(&self, mut left: u64, order: Order) -> Vec<u64> {
         let mut by_context: Vec<usize> = (0..self.members.len()).collect();
         by_context.sort_by_key(|&m| (self.members[m].1.context, self.members[m].0));
         if order == Order::LongestFirst {
             by_context.reverse();
         }
-        let mut left = self.tokens;
         let mut tokens = vec![0; self.members.len()];
         for member in by_context {
             tokens[member] = left.min(self.members[member].1.remaining);
@@ -153,15 +199,15 @@ impl Candidates {
         tokens
     }
 
-    /// Tokens per member so that the rank is full and its attention as near to the target as can be: a mix
-    /// of filling up with the longest and with the shortest contexts.
+    /// Tokens per member so that the attention is as near to the target as can be and not above it, and the
+    /// rank full unless that contradicts: a mix of filling up with the longest and with the shortest contexts.
     fn split(&self, target: u64) -> Vec<u64> {
         let (long, short) = (self.fill(Order::LongestFirst), self.fill(Order::ShortestFirst));
         if self.attention(&long) <= target {
             return long;
         }
         if self.attention(&short) >= target {
-            return short;
+            return self.within(target);
         }
         // 1/1024 of a round's attention is far below what one token of a long context adds.
         let (mut low, mut high) = (0u64, 1024u64);

@@ -46,7 +46,8 @@ fn small_rounds() {
     check(&ranks(&[&[], &[]]), &[], &[0, 0]);
     check(&ranks(&[&[], &[]]), &[prompt(0, 9), prompt(0, 9)], &[9, 9]);
     check(&ranks(&[&[], &[]]), &[prompt(0, 3000), prompt(0, 2000)], &[1000, 1000]);
-    check(&ranks(&[&[prompt(5000, 3000)], &[]]), &[prompt(0, 1000)], &[1000, 1000]);
+    // The long context stops at a ceiling that leaves out 4 % of the round.
+    check(&ranks(&[&[prompt(5000, 3000)], &[]]), &[prompt(0, 1000)], &[921, 1000]);
     check(&ranks(&[&[prompt(5000, 300)], &[]]), &[], &[300, 0]);
     check(&[], &[], &[]);
 }
@@ -112,7 +113,7 @@ proptest! {
     }
 
     #[test]
-    fn idle_ranks_always_run_something_and_all_their_pinned_work_if_it_fits(
+    fn idle_ranks_make_progress_and_leave_out_little(
         ranks in backlogs(0),
         held in prompts(4000, 30),
         round_tokens in 1..2000u64,
@@ -125,14 +126,18 @@ proptest! {
         // Not more than its even part of what is left, so that thin rounds are even too.
         let whole = round_tokens.min(left.div_ceil(ranks.len() as u64));
         for (rank, &tokens) in ranks.iter().zip(&tokens) {
-            prop_assert!(tokens >= whole.min(pinned(rank)), "{} tokens of {:?}", tokens, rank);
+            prop_assert!(tokens >= whole.min(pinned(rank)) / PROGRESS_PART, "{} tokens of {:?}", tokens, rank);
         }
+        let could = ranks.iter().map(|rank| whole.min(pinned(rank))).sum::<u64>();
+        let (run, least) = (tokens.iter().sum::<u64>() as f64, could as f64 * (1.0 - TOKENS_LEFT_OUT));
+        prop_assert!(run >= least - 1.0, "{} of {} tokens", run, could);
     }
 
     #[test]
     fn tokens_are_equal_while_enough_short_work_is_held(ranks in backlogs(0), held in short_prompts()) {
         let round = plan_round(&ranks, &held, 1000);
-        prop_assert!(round.tokens.over_mean <= 1.01, "{:?}", round.tokens);
+        let bound = 1.0 / (1.0 - TOKENS_LEFT_OUT);
+        prop_assert!(round.tokens.over_mean <= bound + 1e-9, "{:?}", round.tokens);
     }
 }
 
