@@ -223,6 +223,22 @@ impl Rig {
         self.step += 1;
     }
 
+    /// What a node's ranks say of themselves, the same in every step.
+    fn gauges(&self, node: usize) -> Vec<v1::RankGauges> {
+        let per_node = u32::from(self.shape.ranks_per_node);
+        let first = u32::try_from(node).expect("few nodes") * per_node;
+        let gauge = |rank| v1::RankGauges {
+            rank,
+            kv_used_tokens: 1000,
+            kv_total_tokens: 2000,
+            requests: 3,
+            step_us_p50: 40_000,
+            step_us_p99: 50_000,
+            ..v1::RankGauges::default()
+        };
+        (first..first + per_node).map(gauge).collect()
+    }
+
     /// Runs the current step on one agent.
     fn feed_node(&self, node: usize, tokens: &[u64]) -> Result<v1::StepResponse, String> {
         let layers = usize::from(self.shape.layers);
@@ -234,7 +250,7 @@ impl Rig {
         let request = v1::StepRequest {
             step: self.step,
             routing: Some(v1::step_request::Routing::Counts(counts)),
-            gauges: Vec::new(),
+            gauges: self.gauges(node),
         };
         let address = format!("http://{}", self.agents[node].engine);
         self.runtime.block_on(async {
@@ -371,6 +387,12 @@ impl Rig {
         file.write_all_at(&[byte[0] ^ 1], at).expect("writable");
     }
 
+    /// See [`Self::live_replicas_seen`]; looks until a look is conclusive.
+    #[track_caller]
+    pub fn assert_no_expert_without_live_replica(&self) {
+        wait_for("a moment in which nothing flips", || self.live_replicas_seen().then_some(()));
+    }
+
     /// The plans that the nodes' workers serve right now, read from their files: nodes may differ while a
     /// plan is being applied.
     fn plans_in_service(&self) -> Vec<Plan> {
@@ -382,7 +404,7 @@ impl Rig {
     /// be sent to a slot without its expert. Returns whether the look was conclusive: nothing flipped
     /// meanwhile.
     #[track_caller]
-    pub fn assert_no_expert_without_live_replica(&self) -> bool {
+    pub fn live_replicas_seen(&self) -> bool {
         let before = self.plans_in_service();
         let mut reports = Vec::new();
         for plan in &before {

@@ -29,9 +29,8 @@ fn check_metrics(address: &str, prefix: &str, expected: &[&str]) {
     for name in &typed {
         assert!(name.starts_with(prefix), "{name}");
     }
-    // Prometheus keeps these labels for summaries and histograms.
-    let summaries = text.matches(" summary\n").count();
-    assert!(summaries > 0 || !text.contains("quantile=\""), "a label named quantile");
+    // Prometheus keeps this label for summaries, and we export none.
+    assert!(!text.contains("quantile=\""), "a label named quantile");
 }
 
 #[test]
@@ -49,6 +48,7 @@ fn every_metric_has_help_text() {
         "evenkeel_load_windows_total",
         "evenkeel_agents",
         "evenkeel_leader",
+        "evenkeel_step_seconds",
     ];
     check_metrics(&rig.ports.metrics, "evenkeel_", &expected);
     let expected =
@@ -85,6 +85,9 @@ fn the_page_finds_what_it_reads() {
     check_keys(&status["units"][0], &unit);
     check_keys(&status["units"][0], &["ranks_connected", "windows_complete", "last_decision", "imbalance"]);
     check_keys(&status["units"][0]["imbalance"], &["expert"]);
+    assert_eq!(status["units"][0]["rank_gauges"].as_array().map(Vec::len), Some(6));
+    check_keys(&status["units"][0]["rank_gauges"][0], &["rank", "node", "kv_used_tokens", "kv_total_tokens"]);
+    check_keys(&status["units"][0]["rank_gauges"][0], &["requests", "step_us_p50", "step_us_p99"]);
     check_keys(&status["agents"][0], &["node", "unit", "ranks", "connected", "applied_epoch"]);
 
     let plans = json("/api/v1/units/u/plans?limit=2");
