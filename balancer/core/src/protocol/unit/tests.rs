@@ -199,3 +199,19 @@ fn a_node_with_an_unknown_plan_is_not_admitted() {
     bench.commit();
     check(&bench.control, Some(head), None);
 }
+
+#[test]
+fn a_node_that_returns_two_plans_behind_while_a_plan_is_stored_is_cut_off() {
+    let mut bench = Bench::new();
+    let boot = bench.control.head_id();
+    bench.commit();
+    bench.answer("a", Answer::Applied);
+    bench.answer("b", Answer::Applied);
+    bench.next = Arc::new(bench.next.child(bench.next.layers.clone()));
+    bench.propose();
+    bench.answer("a", Answer::Prepared);
+    assert_eq!(bench.answer("b", Answer::Prepared), ["store 2"]);
+    // Its state is older than it was: it serves the parent of what is about to become the parent.
+    bench.run(Event::Joined(node("b"), Some(boot)));
+    assert_eq!(bench.run(Event::Stored(true)), ["commit a", "close b epoch_unknown"]);
+}
