@@ -72,7 +72,7 @@ fn counts_of(problem: &LayerProblem) -> Vec<u16> {
 }
 
 /// A placement of one layer from its loads alone.
-fn fresh(problem: &LayerProblem) -> Placement {
+pub(super) fn fresh(problem: &LayerProblem) -> Placement {
     if falls_into_trees(problem) {
         place_components(problem)
     } else {
