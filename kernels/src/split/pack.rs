@@ -1,0 +1,330 @@
+//! A placement packed for the split: colours, segments, lanes.
+
+/// Most replicas of an expert: the lanes of a warp.
+pub const REPLICAS_MAX: usize = 32;
+/// Most colours: what a lane keeps of each stays in registers.
+pub const COLOURS_MAX: usize = 16;
+/// Most lanes: the threads of the one block.
+pub const LANES_MAX: usize = 512;
+/// Most experts, ranks and slots: the fields of a packed lane, and static shared memory.
+const EXPERTS_MAX: usize = 1024;
+const RANKS_MAX: usize = 512;
+const SLOTS_MAX: usize = 4096;
+
+/// Why a placement cannot be split on the device. `code` is stable.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SplitError {
+    /// Something is larger than the kernel takes.
+    #[error("[split_out_of_range] {field} is {value}: accepted is 1 to {most}")]
+    OutOfRange {
+        /// What.
+        field: &'static str,
+        /// How many.
+        value: usize,
+        /// The most.
+        most: usize,
+    },
+    /// Slots that do not divide over the ranks.
+    #[error("[split_slots_not_divisible] {slots} slots do not divide over {ranks} ranks: give every rank as many")]
+    NotDivisible {
+        /// Slots.
+        slots: usize,
+        /// Ranks.
+        ranks: usize,
+    },
+    /// A slot that names an expert the layer does not have.
+    #[error("[split_unknown_expert] slot {slot} holds expert {expert}: the layer has {experts} experts")]
+    UnknownExpert {
+        /// Physical slot.
+        slot: usize,
+        /// Its expert.
+        expert: usize,
+        /// Experts of the layer.
+        experts: usize,
+    },
+    /// An expert that no slot holds.
+    #[error("[split_no_replica] expert {expert} is in no slot: place it")]
+    NoReplica {
+        /// The expert.
+        expert: usize,
+    },
+}
+
+impl SplitError {
+    /// The stable code that operators see.
+    pub fn code(&self) -> &'static str {
+        match self {
+            SplitError::OutOfRange { .. } => "split_out_of_range",
+            SplitError::NotDivisible { .. } => "split_slots_not_divisible",
+            SplitError::UnknownExpert { .. } => "split_unknown_expert",
+            SplitError::NoReplica { .. } => "split_no_replica",
+        }
+    }
+}
+
+/// What a slot is to the split.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SlotKind {
+    /// Holds the only replica of the expert.
+    Single(u16),
+    /// A lane decides.
+    Shared,
+    /// Gets nothing: empty, or the expert's second slot on the rank.
+    Empty,
+}
+
+/// One replica of a replicated expert.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Lane {
+    pub(super) rank: u16,
+    pub(super) slot: u16,
+    /// The part of the expert's count that it starts with: the plan's share.
+    pub(super) start: f32,
+}
+
+/// The lanes of one expert: `1 << log` of them from lane `at`, of which the first `lanes.len()` are used.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Segment {
+    pub(super) expert: u16,
+    pub(super) at: usize,
+    pub(super) log: u32,
+    /// The widest segment of the warp: it decides how levels are found.
+    pub(super) warp_log: u32,
+    pub(super) lanes: Vec<Lane>,
+}
+
+/// A layer's placement, packed. Made once per plan.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SplitPlan {
+    experts: usize,
+    ranks: usize,
+    pub(super) slots: Vec<SlotKind>,
+    /// By colour.
+    pub(super) colours: Vec<Vec<Segment>>,
+    lanes: usize,
+}
+
+/// An expert's lanes while colours are sought.
+struct Replicated {
+    expert: u16,
+    log: u32,
+    lanes: Vec<Lane>,
+}
+
+impl SplitPlan {
+    /// Packs `[slots]` of expert (`None` is empty) and share in units of 1/65536, slots numbered rank after rank.
+    pub fn new(experts: usize, ranks: usize, slots: &[(Option<usize>, u32)]) -> Result<Self, SplitError> {
+        let within = |field, value, most| {
+            if (1..=most).contains(&value) { Ok(()) } else { Err(SplitError::OutOfRange { field, value, most }) }
+        };
+        within("experts", experts, EXPERTS_MAX)?;
+        within("ranks", ranks, RANKS_MAX)?;
+        within("slots", slots.len(), SLOTS_MAX)?;
+        if !slots.len().is_multiple_of(ranks) {
+            return Err(SplitError::NotDivisible { slots: slots.len(), ranks });
+        }
+        let (kinds, replicated) = replicas(experts, slots.len() / ranks, slots)?;
+        // Fewest colours first: each is a step of every sweep. Then fewest warps, which cost barriers.
+        let fewest = colour(&replicated, ranks, LANES_MAX).len();
+        within("colours", fewest.max(1), COLOURS_MAX)?;
+        let lanes = (1..=LANES_MAX / 32)
+            .map(|warps| 32 * warps)
+            .find(|&lanes| colour(&replicated, ranks, lanes).len() == fewest)
+            .unwrap_or(LANES_MAX);
+        let mut colours = colour(&replicated, ranks, lanes);
+        for segments in &mut colours {
+            widest_of_warps(segments);
+        }
+        Ok(Self { experts, ranks, slots: kinds, colours, lanes })
+    }
+
+    /// Logical experts.
+    pub fn experts(&self) -> usize {
+        self.experts
+    }
+
+    /// Ranks.
+    pub fn ranks(&self) -> usize {
+        self.ranks
+    }
+
+    /// Physical slots.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Colours; with at most one the first sweep is exact.
+    pub fn colours(&self) -> usize {
+        self.colours.len()
+    }
+
+    /// Lanes of a colour: threads that sweep.
+    pub fn lanes(&self) -> usize {
+        self.lanes
+    }
+
+    /// `u32 [slots]` for the device: the expert that is only there, or a mark.
+    pub fn device_slots(&self) -> Vec<u32> {
+        let word = |kind: &SlotKind| match kind {
+            SlotKind::Single(expert) => u32::from(*expert),
+            SlotKind::Shared => u32::MAX,
+            SlotKind::Empty => u32::MAX - 1,
+        };
+        self.slots.iter().map(word).collect()
+    }
+
+    /// `u32 [colours][lanes][4]` for the device:
+    /// `expert:16 | log:3 | warp_log:3 | 0:8 | end:1 | here:1` from the low bit up, `rank:16 | slot:16`, the start
+    /// share as a float, 0.
+    pub fn device_lanes(&self) -> Vec<u32> {
+        let mut words = vec![0; self.colours.len() * self.lanes * 4];
+        for (colour, segments) in words.chunks_mut(self.lanes * 4).zip(&self.colours) {
+            for warp in 0..self.lanes / 32 {
+                let log = segments.iter().find(|s| s.at / 32 == warp).map_or(1, |s| s.warp_log);
+                for lane in 32 * warp..32 * warp + 32 {
+                    // Lanes of no expert shuffle along in segments of their own.
+                    colour[4 * lane] = 1 << 16 | log << 19;
+                }
+            }
+            for s in segments {
+                for place in 0..1usize << s.log {
+                    let word = &mut colour[4 * (s.at + place)..][..3];
+                    let end = place + 1 == s.lanes.len();
+                    word[0] = u32::from(s.expert) | s.log << 16 | s.warp_log << 19 | u32::from(end) << 30;
+                    if let Some(lane) = s.lanes.get(place) {
+                        word[0] |= 1 << 31;
+                        word[1] = u32::from(lane.rank) | u32::from(lane.slot) << 16;
+                        word[2] = lane.start.to_bits();
+                    }
+                }
+            }
+        }
+        words
+    }
+}
+
+/// Sorts out which slots need no decision, and gathers the replicas of the others by expert.
+fn replicas(
+    experts: usize,
+    slots_per_rank: usize,
+    slots: &[(Option<usize>, u32)],
+) -> Result<(Vec<SlotKind>, Vec<Replicated>), SplitError> {
+    let mut kinds = vec![SlotKind::Empty; slots.len()];
+    let mut of_expert: Vec<Vec<(Lane, u32)>> = vec![Vec::new(); experts];
+    for (slot, &(expert, share)) in slots.iter().enumerate() {
+        let Some(expert) = expert else { continue };
+        let row = of_expert.get_mut(expert).ok_or(SplitError::UnknownExpert { slot, expert, experts })?;
+        let rank = (slot / slots_per_rank) as u16;
+        match row.iter_mut().find(|(lane, _)| lane.rank == rank) {
+            Some((_, sum)) => *sum = sum.saturating_add(share),
+            None => row.push((Lane { rank, slot: slot as u16, start: 0.0 }, share)),
+        }
+    }
+    let mut replicated = Vec::new();
+    for (expert, row) in of_expert.into_iter().enumerate() {
+        match row.len() {
+            0 => return Err(SplitError::NoReplica { expert }),
+            1 => kinds[usize::from(row[0].0.slot)] = SlotKind::Single(expert as u16),
+            2..=REPLICAS_MAX => {
+                let log = row.len().next_power_of_two().ilog2();
+                let start = |share: u32| share.min(1 << 16) as f32 / 65536.0;
+                let lanes: Vec<Lane> =
+                    row.iter().map(|&(lane, share)| Lane { start: start(share), ..lane }).collect();
+                lanes.iter().for_each(|lane| kinds[usize::from(lane.slot)] = SlotKind::Shared);
+                replicated.push(Replicated { expert: expert as u16, log, lanes });
+            }
+            value => {
+                return Err(SplitError::OutOfRange { field: "ranks of an expert", value, most: REPLICAS_MAX });
+            }
+        }
+    }
+    // Widest first: a segment then always begins at a multiple of its size, and wide ones come together.
+    replicated.sort_by_key(|r| (std::cmp::Reverse(r.log), std::cmp::Reverse(r.lanes.len()), r.expert));
+    Ok((kinds, replicated))
+}
+
+/// First fit into colours whose experts share no rank and whose segments fit `lanes`.
+fn colour(replicated: &[Replicated], ranks: usize, lanes: usize) -> Vec<Vec<Segment>> {
+    struct Colour {
+        taken: Vec<bool>,
+        used: usize,
+        segments: Vec<Segment>,
+    }
+    let mut colours: Vec<Colour> = Vec::new();
+    for r in replicated {
+        let size = 1 << r.log;
+        let fits = |c: &Colour| {
+            c.used + size <= lanes && r.lanes.iter().all(|lane| !c.taken[usize::from(lane.rank)])
+        };
+        let at = colours.iter().position(fits).unwrap_or_else(|| {
+            colours.push(Colour { taken: vec![false; ranks], used: 0, segments: Vec::new() });
+            colours.len() - 1
+        });
+        let colour = &mut colours[at];
+        r.lanes.iter().for_each(|lane| colour.taken[usize::from(lane.rank)] = true);
+        let lanes = r.lanes.clone();
+        colour.segments.push(Segment { expert: r.expert, at: colour.used, log: r.log, warp_log: r.log, lanes });
+        colour.used += size;
+    }
+    colours.into_iter().map(|colour| colour.segments).collect()
+}
+
+/// Sets every segment's `warp_log`.
+fn widest_of_warps(segments: &mut [Segment]) {
+    let mut widest = [0; LANES_MAX / 32];
+    for s in segments.iter() {
+        widest[s.at / 32] = widest[s.at / 32].max(s.log);
+    }
+    for s in segments {
+        s.warp_log = widest[s.at / 32];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HALF: u32 = 1 << 15;
+    const ALL: u32 = 1 << 16;
+
+    #[test]
+    fn experts_that_share_a_rank_have_different_colours() {
+        // Ranks of two slots: 0 and 1 share expert 0, 1 and 2 expert 1, 2 and 3 expert 2.
+        let e = |expert| (Some(expert), HALF);
+        let slots = [e(0), (Some(3), ALL), e(0), e(1), e(1), e(2), e(2), (None, 0)];
+        let plan = SplitPlan::new(4, 4, &slots).unwrap();
+        let colours: Vec<Vec<u16>> =
+            plan.colours.iter().map(|c| c.iter().map(|s| s.expert).collect()).collect();
+        assert_eq!(colours, [vec![0, 2], vec![1]]);
+        assert_eq!((plan.lanes(), plan.slots[1], plan.slots[7]), (32, SlotKind::Single(3), SlotKind::Empty));
+    }
+
+    #[test]
+    fn a_second_slot_on_the_rank_gets_nothing() {
+        let slots = [(Some(0), HALF / 2), (Some(0), HALF / 2), (Some(0), HALF), (Some(1), ALL)];
+        let plan = SplitPlan::new(2, 2, &slots).unwrap();
+        assert_eq!(plan.slots[1], SlotKind::Empty);
+        assert_eq!(plan.colours[0][0].lanes[0].start, 0.5);
+    }
+
+    #[track_caller]
+    fn check_refused(experts: usize, ranks: usize, slots: &[(Option<usize>, u32)], code: &str) {
+        assert_eq!(SplitPlan::new(experts, ranks, slots).unwrap_err().code(), code);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let one = [(Some(0), ALL)];
+        check_refused(0, 1, &one, "split_out_of_range");
+        check_refused(1025, 1, &one, "split_out_of_range");
+        check_refused(1, 513, &one, "split_out_of_range");
+        check_refused(1, 1, &[], "split_out_of_range");
+        check_refused(1, 33, &[(Some(0), 1); 33], "split_out_of_range");
+        check_refused(1, 2, &one, "split_slots_not_divisible");
+        check_refused(1, 1, &[(Some(1), ALL)], "split_unknown_expert");
+        check_refused(2, 1, &one, "split_no_replica");
+        // Seventeen experts on the same two ranks need seventeen colours.
+        let many: Vec<_> = (0..34).map(|slot| (Some(slot % 17), HALF)).collect();
+        check_refused(17, 2, &many, "split_out_of_range");
+    }
+}
