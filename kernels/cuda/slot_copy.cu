@@ -13,7 +13,7 @@ struct Segment {
 };
 
 struct SlotCopy {
-  const Segment *segments; // [segments], by first_chunk
+  const Segment *__restrict__ segments; // [segments], by first_chunk
   u64 chunks;
   u32 segments_count;
   u32 reserved;
@@ -38,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) slot_copy(const __grid_const
       if (__ldg(&p.segments[middle].first_chunk) <= chunk) low = middle;
       else high = middle;
     }
-    const Segment s = p.segments[low];
+    const Segment &s = p.segments[low];
     const u64 begin = (chunk - s.first_chunk) * CHUNK;
     const u64 left = s.bytes - begin;
     const uint4 *from = reinterpret_cast<const uint4 *>(s.source + begin);

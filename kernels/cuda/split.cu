@@ -9,26 +9,34 @@
 // found with shuffles; ranks' loads are in shared memory. src/split/ packs the lanes and is the reference: the same
 // operations in the same order, so the results are equal to the bit.
 //
-// Compiled in: EXPERTS, RANKS, SLOTS, COLOURS, ONE_WARP (32 lanes do all sweeps), BLOCK.
+// What a lane knows of each colour is one 16-byte record in shared memory, read ahead of the barrier: registers would
+// tie the code to the number of colours, and a new plan would have to be compiled.
+//
+// Compiled in: EXPERTS, RANKS, SLOTS, ONE_WARP (32 lanes do all sweeps), BLOCK.
 #include "common.cuh"
 
 constexpr float FAR = 1e30f; // the load of a rank that is none: no level reaches it
 constexpr u32 SHARED = 0xFFFFFFFFu, EMPTY = 0xFFFFFFFEu; // of `single`
 constexpr float STEPS = 16.f; // whole tokens are cut from running sums in sixteenths
 constexpr u32 NEWTON_MAX = 12;
-constexpr u32 COLOUR_SLOTS = COLOURS ? COLOURS : 1;
 
 struct Split {
   const u32 *counts; // [EXPERTS]
   const u32 *single; // [SLOTS]: expert that is only there, or SHARED, or EMPTY
-  const uint4 *lanes; // [COLOURS][lane_count]: see src/split/pack.rs
+  const uint4 *lanes; // [colours][lane_count]: see src/split/pack.rs
   u32 *quotas;        // [SLOTS]
   u32 lane_count;
   u32 sweeps;
   float relaxation;
-  u32 reserved;
+  u32 colours;
 };
 static_assert(sizeof(Split) == 48, "the Rust side asserts the same");
+
+// The tokens of the part `from:16 | to - 1:16` of an expert's count.
+__device__ __forceinline__ u32 tokens_of_part(u32 count, u32 part) {
+  const u32 from = part & 0xFFFFu, to = (part >> 16) + 1;
+  return (u32)((u64)count * to >> 16) - (u32)((u64)count * from >> 16);
+}
 
 __device__ __forceinline__ void sync_lanes(u32 lane_count) {
 #if ONE_WARP
@@ -104,19 +112,59 @@ __device__ __forceinline__ float newton_level(float load, float count, bool belo
   return level;
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK) split(const __grid_constant__ Split p) {
+// What a lane knows of a colour.
+struct Record {
+  u32 what;  // expert:16 | log:3 | warp_log:3 | 0:8 | end:1 | here:1
+  u32 where; // rank:16 | slot:16
+  float x;   // tokens given to the lane's replica
+  u32 whole; // tokens that the segment divides
+};
+static_assert(sizeof(Record) == 16, "one vector");
+
+extern __shared__ uint4 record_words[];
+
+// The lanes of the own segment, as a mask.
+__device__ __forceinline__ u32 segment_mask(u32 own_log) {
+  const u32 size = 1u << own_log;
+  return (FULL_WARP >> (32 - size)) << (threadIdx.x & 31 & ~(size - 1));
+}
+
+// An over-relaxed step that keeps every part at or above zero, and their sum.
+__device__ __forceinline__ float relaxed(float x, float plain, float count, float relaxation, bool here, u32 own_log,
+                                         u32 warp_log) {
+  float next = x + relaxation * (plain - x);
+  if (own_log == 1) next = fminf(fmaxf(next, 0.f), count);
+  if (warp_log > 1) {
+    const u32 below = __ballot_sync(FULL_WARP, here && next < 0.f) & segment_mask(own_log);
+    if (below && own_log > 1) next = plain;
+  }
+  return next;
+}
+
+// The lane's whole tokens: cut where the segment's running sums round to.
+__device__ __forceinline__ u32 whole_tokens(float plain, const Record &r, u32 own_log, u32 warp_log) {
+  const u32 place = threadIdx.x & ((1u << own_log) - 1);
+  const bool here = r.what >> 31, end = (r.what >> 30) & 1u;
+  u32 upto = here ? __float2uint_rn(plain * STEPS) : 0;
+  for (u32 s = 1; s < 1u << warp_log; s <<= 1) {
+    const u32 left = __shfl_up_sync(FULL_WARP, upto, s);
+    if (place >= s) upto += left;
+  }
+  const u32 cut = end ? r.whole : min((upto + (u32)STEPS / 2) / (u32)STEPS, r.whole);
+  const u32 before = __shfl_up_sync(FULL_WARP, cut, 1);
+  return cut - (place ? before : 0);
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK, 1) split(const __grid_constant__ Split p) {
   __shared__ u32 counts[EXPERTS];
   __shared__ u32 base[RANKS];
   __shared__ float loads[RANKS];
   __shared__ float inverse[33];
-  const u32 t = threadIdx.x;
-  const bool sweeping = t < p.lane_count;
+  Record *records = reinterpret_cast<Record *>(record_words);
+  const u32 t = threadIdx.x, record_count = p.colours * p.lane_count;
 
-  uint4 packed[COLOUR_SLOTS];
-  if (sweeping) {
-#pragma unroll
-    for (u32 k = 0; k < COLOURS; k++) packed[k] = __ldg(p.lanes + k * p.lane_count + t);
-  }
+  // All loads first, so that they are under way together.
+  for (u32 i = t; i < record_count; i += BLOCK) record_words[i] = __ldg(p.lanes + i);
   for (u32 e = t; e < EXPERTS; e += BLOCK) counts[e] = __ldg(p.counts + e);
   for (u32 r = t; r < RANKS; r += BLOCK) base[r] = 0;
   if (t < 33) inverse[t] = t ? __frcp_rn((float)t) : 0.f;
@@ -129,67 +177,47 @@ extern "C" __global__ void __launch_bounds__(BLOCK) split(const __grid_constant_
     p.quotas[s] = count;
     if (count) atomicAdd(base + s / (SLOTS / RANKS), count);
   }
-  float x[COLOUR_SLOTS], count[COLOUR_SLOTS];
-  if (sweeping) {
-#pragma unroll
-    for (u32 k = 0; k < COLOURS; k++) {
-      const bool here = packed[k].x >> 31;
-      count[k] = (float)counts[packed[k].x & 0xFFFFu];
-      const u32 start = here ? __float2uint_rn(__uint_as_float(packed[k].z) * count[k]) : 0;
-      x[k] = (float)start;
-      if (start) atomicAdd(base + (packed[k].y & 0xFFFFu), start);
-    }
+  for (u32 i = t; i < record_count; i += BLOCK) {
+    // As packed: x is the start share, whole the part of the count.
+    Record r = records[i];
+    r.whole = tokens_of_part(counts[r.what & 0xFFFFu], r.whole);
+    const u32 start = r.what >> 31 ? __float2uint_rn(r.x * (float)r.whole) : 0;
+    r.x = (float)start;
+    records[i] = r;
+    if (start) atomicAdd(base + (r.where & 0xFFFFu), start);
   }
   __syncthreads();
   for (u32 r = t; r < RANKS; r += BLOCK) loads[r] = (float)base[r];
   __syncthreads();
-  if (!sweeping) return;
+  if (t >= p.lane_count || record_count == 0) return;
 
+  Record r = records[t];
   for (u32 sweep = 1; sweep <= p.sweeps; sweep++) {
     const bool last = sweep == p.sweeps;
-#pragma unroll
-    for (u32 k = 0; k < COLOURS; k++) {
-      const u32 what = packed[k].x, rank = packed[k].y & 0xFFFFu;
-      const bool here = what >> 31;
-      const u32 own_log = (what >> 16) & 7u, warp_log = (what >> 19) & 7u;
-      const float load = here ? loads[rank] - x[k] : FAR;
+    for (u32 i = t; i < record_count; i += p.lane_count) {
+      const u32 own_log = (r.what >> 16) & 7u, warp_log = (r.what >> 19) & 7u, rank = r.where & 0xFFFFu;
+      const bool here = r.what >> 31;
+      const float count = (float)r.whole, load = here ? loads[rank] - r.x : FAR;
       float level;
-      if (warp_log == 1) level = sorted_level<1>(load, count[k], own_log);
-      else if (warp_log == 2) level = sorted_level<2>(load, count[k], own_log);
-      else if (warp_log == 3) level = sorted_level<3>(load, count[k], own_log);
-      else level = newton_level(load, count[k], here && x[k] > 0.f, own_log, warp_log, inverse);
+      if (warp_log == 1) level = sorted_level<1>(load, count, own_log);
+      else if (warp_log == 2) level = sorted_level<2>(load, count, own_log);
+      else if (warp_log == 3) level = sorted_level<3>(load, count, own_log);
+      else level = newton_level(load, count, here && r.x > 0.f, own_log, warp_log, inverse);
       const float plain = fmaxf(level - load, 0.f);
       float next;
-      if (!last) {
-        next = x[k] + p.relaxation * (plain - x[k]);
-        if (own_log == 1) {
-          next = fminf(fmaxf(next, 0.f), count[k]);
-        }
-        if (warp_log > 1) {
-          // A wider segment that would overshoot below zero takes the plain step, all lanes alike.
-          const u32 size = 1u << own_log;
-          const u32 mine = (size == 32 ? FULL_WARP : (1u << size) - 1) << ((t & 31) & ~(size - 1));
-          if ((__ballot_sync(FULL_WARP, here && next < 0.f) & mine) && own_log > 1) next = plain;
-        }
-      } else {
-        const u32 size = 1u << own_log, place = t & (size - 1);
-        u32 upto = here ? __float2uint_rn(plain * STEPS) : 0;
-        for (u32 s = 1; s < 1u << warp_log; s <<= 1) {
-          const u32 left = __shfl_up_sync(FULL_WARP, upto, s);
-          if (place >= s) upto += left;
-        }
-        const u32 whole = counts[what & 0xFFFFu];
-        const bool end = (what >> 30) & 1u;
-        const u32 cut = end ? whole : min((upto + (u32)STEPS / 2) / (u32)STEPS, whole);
-        const u32 before = __shfl_up_sync(FULL_WARP, cut, 1);
-        const u32 quota = cut - (place ? before : 0);
-        if (here) p.quotas[packed[k].y >> 16] = quota;
+      if (last) {
+        const u32 quota = whole_tokens(plain, r, own_log, warp_log);
+        if (here) p.quotas[r.where >> 16] = quota;
         next = (float)quota;
+      } else {
+        next = relaxed(r.x, plain, count, p.relaxation, here, own_log, warp_log);
       }
       if (here) {
-        x[k] = next;
+        records[i].x = next;
         loads[rank] = load + next;
       }
+      const u32 following = i + p.lane_count;
+      r = records[following < record_count ? following : t];
       sync_lanes(p.lane_count);
     }
   }

@@ -72,7 +72,7 @@ impl FingerprintKernel {
         aligned(NAME, "slots", slots)?;
         aligned(NAME, "sums", sums)?;
         let params = FingerprintParams { slots, sums, bytes };
-        let launch = Launch { grid: grid(count, bytes, self.multiprocessors), block: BLOCK };
+        let launch = Launch { grid: grid(count, bytes, self.multiprocessors), block: BLOCK, shared: 0 };
         // SAFETY: `FingerprintParams` is this kernel's structure; the addresses are the caller's promise.
         unsafe { self.kernel.launch(stream, launch, &params) }
     }

@@ -63,7 +63,7 @@ impl FlipKernel {
     ) -> Result<(), DeviceError> {
         in_range(NAME, "layers", layers.into(), 1..=4096, "1 to 4096")?;
         let params = FlipParams { active, armed, taken, layers, reserved: 0 };
-        let launch = Launch { grid: (blocks(layers), 1), block: BLOCK };
+        let launch = Launch { grid: (blocks(layers), 1), block: BLOCK, shared: 0 };
         // SAFETY: `FlipParams` is this kernel's structure; the addresses are the caller's promise.
         unsafe { self.kernel.launch(stream, launch, &params) }
     }

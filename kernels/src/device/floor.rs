@@ -55,7 +55,7 @@ impl FloorKernels {
     /// Does nothing, in stream order.
     pub fn empty(&self, stream: sys::CUstream) -> Result<(), DeviceError> {
         // SAFETY: the kernel takes no argument and touches no memory; `stream` is used only by the driver.
-        unsafe { self.empty.launch(stream, Launch { grid: (1, 1), block: 32 }, &empty_params()) }
+        unsafe { self.empty.launch(stream, Launch { grid: (1, 1), block: 32, shared: 0 }, &empty_params()) }
     }
 
     /// Copies whole 16-byte vectors, in stream order.
@@ -74,7 +74,7 @@ impl FloorKernels {
         aligned(NAME, "to", to)?;
         let vectors = bytes / 16;
         let blocks = vectors.div_ceil(BLOCK.into()).clamp(1, BLOCKS_MAX);
-        let launch = Launch { grid: (u32::try_from(blocks).expect("bounded"), 1), block: BLOCK };
+        let launch = Launch { grid: (u32::try_from(blocks).expect("bounded"), 1), block: BLOCK, shared: 0 };
         // SAFETY: `PlainCopyParams` is this kernel's structure; the addresses are the caller's promise.
         unsafe { self.copy.launch(stream, launch, &PlainCopyParams { from, to, vectors }) }
     }

@@ -33,13 +33,15 @@ pub struct Kernel {
 /// The implementor has the layout of the structure that the kernel of its name takes.
 pub unsafe trait KernelParams {}
 
-/// Grid and block of one launch; every kernel here has a static amount of shared memory.
+/// Grid and block of one launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Launch {
     /// Blocks in x and y.
     pub grid: (u32, u32),
     /// Threads of a block.
     pub block: u32,
+    /// Bytes of shared memory besides the kernel's own.
+    pub shared: u32,
 }
 
 /// GPUs of this machine; 0 where there is no driver.
@@ -144,7 +146,7 @@ impl Kernel {
                 self.function.cu_function(),
                 grid,
                 (launch.block, 1, 1),
-                0,
+                launch.shared,
                 stream,
                 &mut argument,
             )

@@ -297,7 +297,7 @@ impl MapRecordKernel {
             tokens,
             reserved: 0,
         };
-        let launch = Launch { grid: (blocks, 1), block: self.forms[form].block };
+        let launch = Launch { grid: (blocks, 1), block: self.forms[form].block, shared: 0 };
         // SAFETY: `MapParams` is this kernel's structure; the addresses are the caller's promise.
         unsafe { self.kernels[form].launch(stream, launch, &params) }
     }

@@ -69,7 +69,7 @@ impl PrefixKernel {
         in_range(NAME, "slots", slots.into(), 1..=65536, "1 to 65536")?;
         in_range(NAME, "stride", stride.into(), slots.into()..=1 << 20, "the number of slots to 1048576")?;
         let params = PrefixParams { counts, offsets, layers, slots, stride, reserved: 0 };
-        let launch = Launch { grid: (layers, 1), block: 32 };
+        let launch = Launch { grid: (layers, 1), block: 32, shared: 0 };
         // SAFETY: `PrefixParams` is this kernel's structure; the addresses are the caller's promise.
         unsafe { self.kernel.launch(stream, launch, &params) }
     }

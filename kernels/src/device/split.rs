@@ -23,7 +23,7 @@ struct SplitParams {
     lane_count: u32,
     sweeps: u32,
     relaxation: f32,
-    reserved: u32,
+    colours: u32,
 }
 const _: () = assert!(size_of::<SplitParams>() == 48, "the CUDA side asserts the same");
 
@@ -43,44 +43,40 @@ pub struct SplitBuffers {
     pub quotas: u64,
 }
 
-/// What is compiled for plans of a shape.
-pub fn split_program(experts: u32, ranks: u32, slots: u32, colours: u32, one_warp: bool) -> Program {
+/// What is compiled for plans of a shape; `one_warp` for those of 32 lanes.
+pub fn split_program(experts: u32, ranks: u32, slots: u32, one_warp: bool) -> Program {
     let constants = [
         ("EXPERTS", experts),
         ("RANKS", ranks),
         ("SLOTS", slots),
-        ("COLOURS", colours),
         ("ONE_WARP", one_warp.into()),
         ("BLOCK", BLOCK),
     ];
     Program::new(NAME, SOURCE, constants)
 }
 
-/// The kernel, compiled for the shape of a plan. Plans of as many colours share it.
+/// Bytes of shared memory for a plan's records, besides what the kernel has of its own.
+fn shared_bytes(plan: &SplitPlan) -> u32 {
+    u32::try_from(plan.colours() * plan.lanes() * 16).expect("bounded when the plan was packed")
+}
+
+/// The kernel, compiled for the shape of a layer; every plan of that shape is served.
 #[derive(Debug, Clone)]
 pub struct SplitKernel {
-    kernel: Kernel,
-    experts: usize,
-    ranks: usize,
-    slots: usize,
-    colours: usize,
-    one_warp: bool,
+    one_warp: Kernel,
+    more_warps: Kernel,
+    /// Experts, ranks, slots.
+    shape: [usize; 3],
 }
 
 impl SplitKernel {
     /// Compiles, or takes from the cache.
     pub fn load(gpu: &Gpu, plan: &SplitPlan) -> Result<Self, DeviceError> {
-        let (experts, ranks, slots, colours) = (plan.experts(), plan.ranks(), plan.slots(), plan.colours());
-        let one_warp = plan.lanes() == 32;
-        let word = |value: usize| u32::try_from(value).expect("a plan's numbers are small");
-        let program = split_program(word(experts), word(ranks), word(slots), word(colours), one_warp);
-        Ok(Self { kernel: gpu.kernel(&program)?, experts, ranks, slots, colours, one_warp })
-    }
-
-    /// Whether it serves this plan too.
-    pub fn serves(&self, plan: &SplitPlan) -> bool {
-        (self.experts, self.ranks, self.slots, self.colours, self.one_warp)
-            == (plan.experts(), plan.ranks(), plan.slots(), plan.colours(), plan.lanes() == 32)
+        let shape = [plan.experts(), plan.ranks(), plan.slots()];
+        let [experts, ranks, slots] =
+            shape.map(|value| u32::try_from(value).expect("a plan's numbers are small"));
+        let kernel = |one_warp| gpu.kernel(&split_program(experts, ranks, slots, one_warp));
+        Ok(Self { one_warp: kernel(true)?, more_warps: kernel(false)?, shape })
     }
 
     /// Splits one batch, in stream order; see [`crate::split::split`] for `sweeps` and `relaxation`.
@@ -96,7 +92,7 @@ impl SplitKernel {
         sweeps: u32,
         relaxation: f32,
     ) -> Result<(), DeviceError> {
-        assert!(self.serves(plan), "a plan of another shape needs its own kernel");
+        assert_eq!(self.shape, [plan.experts(), plan.ranks(), plan.slots()], "a kernel of this shape");
         in_range(NAME, "sweeps", sweeps.into(), 1..=1000, "1 to 1000")?;
         // Over-relaxation diverges from 2 on.
         in_range(NAME, "relaxation in hundredths", (relaxation * 100.0) as u64, 100..=199, "100 to 199")?;
@@ -116,9 +112,11 @@ impl SplitKernel {
             lane_count: u32::try_from(plan.lanes()).expect("at most 512"),
             sweeps,
             relaxation,
-            reserved: 0,
+            colours: u32::try_from(plan.colours()).expect("at most 64"),
         };
+        let kernel = if plan.lanes() == 32 { &self.one_warp } else { &self.more_warps };
+        let launch = Launch { grid: (1, 1), block: BLOCK, shared: shared_bytes(plan) };
         // SAFETY: `SplitParams` is this kernel's structure; the addresses are the caller's promise.
-        unsafe { self.kernel.launch(stream, Launch { grid: (1, 1), block: BLOCK }, &params) }
+        unsafe { kernel.launch(stream, launch, &params) }
     }
 }

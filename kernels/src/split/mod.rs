@@ -12,5 +12,5 @@
 mod pack;
 mod solve;
 
-pub use pack::{COLOURS_MAX, LANES_MAX, REPLICAS_MAX, SplitError, SplitPlan};
+pub use pack::{LANES_MAX, RECORDS_MAX, SplitError, SplitPlan};
 pub use solve::{RELAXATION, split};

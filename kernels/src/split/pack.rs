@@ -1,9 +1,9 @@
 //! A placement packed for the split: colours, segments, lanes.
 
-/// Most replicas of an expert: the lanes of a warp.
-pub const REPLICAS_MAX: usize = 32;
-/// Most colours: what a lane keeps of each stays in registers.
-pub const COLOURS_MAX: usize = 16;
+/// Most lanes of a segment: those of a warp. An expert on more ranks is split into parts by the plan's shares.
+const SEGMENT_MAX: usize = 32;
+/// Most records of lanes, over all colours: 32 KiB of shared memory.
+pub const RECORDS_MAX: usize = 2048;
 /// Most lanes: the threads of the one block.
 pub const LANES_MAX: usize = 512;
 /// Most experts, ranks and slots: the fields of a packed lane, and static shared memory.
@@ -78,14 +78,30 @@ pub(super) enum SlotKind {
 pub(super) struct Lane {
     pub(super) rank: u16,
     pub(super) slot: u16,
-    /// The part of the expert's count that it starts with: the plan's share.
+    /// The part of the segment's count that it starts with: the plan's share.
     pub(super) start: f32,
 }
 
-/// The lanes of one expert: `1 << log` of them from lane `at`, of which the first `lanes.len()` are used.
+/// What of its expert's count a segment divides: the tokens between two points of 0..=65536.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Part {
+    from: u32,
+    to: u32,
+}
+
+impl Part {
+    /// Tokens of the part; the parts of an expert sum to its count.
+    pub(super) fn of(self, count: u32) -> u32 {
+        let upto = |point: u32| (u64::from(count) * u64::from(point) >> 16) as u32;
+        upto(self.to) - upto(self.from)
+    }
+}
+
+/// The lanes of one expert (or of a part of it): `1 << log` of them from lane `at`, of which the first `lanes.len()` are used.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Segment {
     pub(super) expert: u16,
+    pub(super) part: Part,
     pub(super) at: usize,
     pub(super) log: u32,
     /// The widest segment of the warp: it decides how levels are found.
@@ -107,6 +123,7 @@ pub struct SplitPlan {
 /// An expert's lanes while colours are sought.
 struct Replicated {
     expert: u16,
+    part: Part,
     log: u32,
     lanes: Vec<Lane>,
 }
@@ -126,11 +143,11 @@ impl SplitPlan {
         let (kinds, replicated) = replicas(experts, slots.len() / ranks, slots)?;
         // Fewest colours first: each is a step of every sweep. Then fewest warps, which cost barriers.
         let fewest = colour(&replicated, ranks, LANES_MAX).len();
-        within("colours", fewest.max(1), COLOURS_MAX)?;
         let lanes = (1..=LANES_MAX / 32)
             .map(|warps| 32 * warps)
             .find(|&lanes| colour(&replicated, ranks, lanes).len() == fewest)
             .unwrap_or(LANES_MAX);
+        within("records", (fewest * lanes).max(1), RECORDS_MAX)?;
         let mut colours = colour(&replicated, ranks, lanes);
         for segments in &mut colours {
             widest_of_warps(segments);
@@ -175,7 +192,7 @@ impl SplitPlan {
 
     /// `u32 [colours][lanes][4]` for the device:
     /// `expert:16 | log:3 | warp_log:3 | 0:8 | end:1 | here:1` from the low bit up, `rank:16 | slot:16`, the start
-    /// share as a float, 0.
+    /// share as a float, the part's `from:16 | to - 1:16`.
     pub fn device_lanes(&self) -> Vec<u32> {
         let mut words = vec![0; self.colours.len() * self.lanes * 4];
         for (colour, segments) in words.chunks_mut(self.lanes * 4).zip(&self.colours) {
@@ -188,9 +205,10 @@ impl SplitPlan {
             }
             for s in segments {
                 for place in 0..1usize << s.log {
-                    let word = &mut colour[4 * (s.at + place)..][..3];
+                    let word = &mut colour[4 * (s.at + place)..][..4];
                     let end = place + 1 == s.lanes.len();
                     word[0] = u32::from(s.expert) | s.log << 16 | s.warp_log << 19 | u32::from(end) << 30;
+                    word[3] = s.part.from | s.part.to.saturating_sub(1) << 16;
                     if let Some(lane) = s.lanes.get(place) {
                         word[0] |= 1 << 31;
                         word[1] = u32::from(lane.rank) | u32::from(lane.slot) << 16;
@@ -225,22 +243,39 @@ fn replicas(
         match row.len() {
             0 => return Err(SplitError::NoReplica { expert }),
             1 => kinds[usize::from(row[0].0.slot)] = SlotKind::Single(expert as u16),
-            2..=REPLICAS_MAX => {
-                let log = row.len().next_power_of_two().ilog2();
-                let start = |share: u32| share.min(1 << 16) as f32 / 65536.0;
-                let lanes: Vec<Lane> =
-                    row.iter().map(|&(lane, share)| Lane { start: start(share), ..lane }).collect();
-                lanes.iter().for_each(|lane| kinds[usize::from(lane.slot)] = SlotKind::Shared);
-                replicated.push(Replicated { expert: expert as u16, log, lanes });
-            }
-            value => {
-                return Err(SplitError::OutOfRange { field: "ranks of an expert", value, most: REPLICAS_MAX });
+            _ => {
+                row.iter().for_each(|(lane, _)| kinds[usize::from(lane.slot)] = SlotKind::Shared);
+                replicated.extend(parts(expert as u16, &row));
             }
         }
     }
     // Widest first: a segment then always begins at a multiple of its size, and wide ones come together.
     replicated.sort_by_key(|r| (std::cmp::Reverse(r.log), std::cmp::Reverse(r.lanes.len()), r.expert));
     Ok((kinds, replicated))
+}
+
+/// The expert as segments that fit a warp: one, or parts of equal width in proportion to the plan's shares.
+fn parts(expert: u16, row: &[(Lane, u32)]) -> Vec<Replicated> {
+    let total: u64 = row.iter().map(|&(_, share)| u64::from(share)).sum();
+    let count = row.len().div_ceil(SEGMENT_MAX);
+    let mut from = 0;
+    let mut before = 0u64;
+    let segments = row.chunks(row.len().div_ceil(count)).map(|lanes| {
+        let own: u64 = lanes.iter().map(|&(_, share)| u64::from(share)).sum();
+        before += own;
+        let to = if before == total { 1 << 16 } else { (before << 16).div_euclid(total.max(1)) as u32 };
+        let part = Part { from, to: to.max(from + 1) };
+        from = part.to;
+        let start = |share: u32| if own == 0 { 1.0 / lanes.len() as f32 } else { share as f32 / own as f32 };
+        let lanes: Vec<Lane> = lanes.iter().map(|&(lane, share)| Lane { start: start(share), ..lane }).collect();
+        Replicated { expert, part, log: lanes.len().next_power_of_two().ilog2(), lanes }
+    });
+    let mut segments: Vec<Replicated> = segments.collect();
+    // Whatever the rounding, and where the shares are all zero: the parts cover the whole.
+    if let Some(last) = segments.last_mut() {
+        last.part.to = 1 << 16;
+    }
+    segments
 }
 
 /// First fit into colours whose experts share no rank and whose segments fit `lanes`.
@@ -263,7 +298,8 @@ fn colour(replicated: &[Replicated], ranks: usize, lanes: usize) -> Vec<Vec<Segm
         let colour = &mut colours[at];
         r.lanes.iter().for_each(|lane| colour.taken[usize::from(lane.rank)] = true);
         let lanes = r.lanes.clone();
-        colour.segments.push(Segment { expert: r.expert, at: colour.used, log: r.log, warp_log: r.log, lanes });
+        let Replicated { expert, part, log, .. } = *r;
+        colour.segments.push(Segment { expert, part, at: colour.used, log, warp_log: log, lanes });
         colour.used += size;
     }
     colours.into_iter().map(|colour| colour.segments).collect()
@@ -307,6 +343,16 @@ mod tests {
         assert_eq!(plan.colours[0][0].lanes[0].start, 0.5);
     }
 
+    #[test]
+    fn an_expert_on_more_ranks_than_a_warp_has_lanes_is_split_into_parts() {
+        let plan = SplitPlan::new(1, 40, &[(Some(0), ALL / 40); 40]).unwrap();
+        let parts: Vec<(usize, Part)> =
+            plan.colours[0].iter().map(|segment| (segment.lanes.len(), segment.part)).collect();
+        let middle = 20 * 65536 / 40;
+        assert_eq!(parts, [(20, Part { from: 0, to: middle }), (20, Part { from: middle, to: ALL })]);
+        assert_eq!(parts.iter().map(|(_, part)| part.of(1001)).sum::<u32>(), 1001);
+    }
+
     #[track_caller]
     fn check_refused(experts: usize, ranks: usize, slots: &[(Option<usize>, u32)], code: &str) {
         assert_eq!(SplitPlan::new(experts, ranks, slots).unwrap_err().code(), code);
@@ -319,12 +365,11 @@ mod tests {
         check_refused(1025, 1, &one, "split_out_of_range");
         check_refused(1, 513, &one, "split_out_of_range");
         check_refused(1, 1, &[], "split_out_of_range");
-        check_refused(1, 33, &[(Some(0), 1); 33], "split_out_of_range");
         check_refused(1, 2, &one, "split_slots_not_divisible");
         check_refused(1, 1, &[(Some(1), ALL)], "split_unknown_expert");
         check_refused(2, 1, &one, "split_no_replica");
-        // Seventeen experts on the same two ranks need seventeen colours.
-        let many: Vec<_> = (0..34).map(|slot| (Some(slot % 17), HALF)).collect();
-        check_refused(17, 2, &many, "split_out_of_range");
+        // Sixty-five experts on the same two ranks need sixty-five colours.
+        let many: Vec<_> = (0..130).map(|slot| (Some(slot % 65), HALF)).collect();
+        check_refused(65, 2, &many, "split_out_of_range");
     }
 }

@@ -3,7 +3,7 @@
 use super::pack::{Segment, SlotKind, SplitPlan};
 
 /// The over-relaxation that converged in the fewest sweeps on the placements of the benchmark.
-pub const RELAXATION: f32 = 1.5;
+pub const RELAXATION: f32 = 1.6;
 /// The load of a rank that is none.
 const FAR: f32 = 1e30;
 /// Whole tokens are cut from running sums in sixteenths.
@@ -32,7 +32,7 @@ pub fn split(plan: &SplitPlan, counts: &[u32], sweeps: u32, relaxation: f32) -> 
     for sweep in 1..=sweeps.max(1) {
         for (colour, x) in plan.colours.iter().zip(&mut x) {
             for (segment, x) in colour.iter().zip(x) {
-                let whole = counts[usize::from(segment.expert)];
+                let whole = segment.part.of(counts[usize::from(segment.expert)]);
                 let count = whole as f32;
                 let others: Vec<f32> =
                     segment.lanes.iter().zip(&*x).map(|(lane, x)| loads[usize::from(lane.rank)] - x).collect();
@@ -59,7 +59,7 @@ pub fn split(plan: &SplitPlan, counts: &[u32], sweeps: u32, relaxation: f32) -> 
 
 /// What the lanes start with, added to their ranks.
 fn start(segment: &Segment, counts: &[u32], base: &mut [u32]) -> Vec<f32> {
-    let count = counts[usize::from(segment.expert)] as f32;
+    let count = segment.part.of(counts[usize::from(segment.expert)]) as f32;
     let part = segment.lanes.iter().map(|lane| {
         let tokens = (lane.start * count).round_ties_even() as u32;
         base[usize::from(lane.rank)] += tokens;
