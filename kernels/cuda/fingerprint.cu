@@ -15,7 +15,7 @@ static_assert(sizeof(FingerprintSlots) == 24, "the Rust side asserts the same");
 
 __device__ __forceinline__ u64 term(u64 word, u64 place) { return mix64(word + (place + 1) * GAMMA); }
 
-extern "C" __global__ void __launch_bounds__(BLOCK) fingerprint(const __grid_constant__ FingerprintSlots p) {
+extern "C" __global__ void __launch_bounds__(BLOCK, 1) fingerprint(const __grid_constant__ FingerprintSlots p) {
   const u8 *slot = p.slots[blockIdx.y];
   const ulonglong2 *vectors = reinterpret_cast<const ulonglong2 *>(slot);
   const u64 count = p.bytes / 16, stride = (u64)gridDim.x * BLOCK;

@@ -134,7 +134,7 @@ __device__ __forceinline__ u32 transpose(u32 mask) {
   return mask;
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK) map_record(const __grid_constant__ MapRecord p) {
+extern "C" __global__ void __launch_bounds__(BLOCK, 1) map_record(const __grid_constant__ MapRecord p) {
 #if STAGED
   __shared__ __align__(16) u32 table[TABLE_WORDS];
   __shared__ __align__(128) u32 counts[COUNT_WORDS];

@@ -30,7 +30,7 @@ __device__ __forceinline__ uint4 load_streaming(const uint4 *from) {
   return v;
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK) slot_copy(const __grid_constant__ SlotCopy p) {
+extern "C" __global__ void __launch_bounds__(BLOCK, 1) slot_copy(const __grid_constant__ SlotCopy p) {
   for (u64 chunk = blockIdx.x; chunk < p.chunks; chunk += gridDim.x) {
     u32 low = 0, high = p.segments_count;
     while (high - low > 1) {

@@ -66,10 +66,19 @@ impl SplitCase {
         let table = ExpertLoads::new(std::slice::from_ref(&loads)).expect("valid loads");
         let planned = plan_layers(&deployment, &table, None, &PlanOptions::default()).expect("a plan");
         let layer = &planned[0];
-        let slot = |(expert, share): (&Option<evenkeel_core::ids::ExpertId>, &f64)| {
-            (expert.map(|expert| expert.index()), (share * 65536.0).round() as u32)
-        };
-        let slots: Vec<_> = layer.physical_to_logical.iter().zip(&layer.share).map(slot).collect();
+        let mut slots: Vec<(Option<usize>, u32)> = Vec::new();
+        // Cut from running sums, so that an expert's shares sum to one whatever the rounding.
+        let mut upto = vec![(0.0f64, 0u32); EXPERTS];
+        for (expert, share) in layer.physical_to_logical.iter().zip(&layer.share) {
+            let expert = expert.map(|expert| expert.index());
+            let cut = expert.map_or(0, |expert| {
+                let (sum, before) = &mut upto[expert];
+                *sum += share;
+                let cut = (*sum * 65536.0).round() as u32;
+                cut - std::mem::replace(before, cut)
+            });
+            slots.push((expert, cut));
+        }
         let plan = SplitPlan::new(EXPERTS, self.ranks, &slots).expect("a placement that packs");
         PlacedLayer { loads, slots, plan }
     }

@@ -260,11 +260,14 @@ fn parts(expert: u16, row: &[(Lane, u32)]) -> Vec<Replicated> {
     let count = row.len().div_ceil(SEGMENT_MAX);
     let mut from = 0;
     let mut before = 0u64;
-    let segments = row.chunks(row.len().div_ceil(count)).map(|lanes| {
+    let chunk = row.len().div_ceil(count);
+    // Every part but the last ends where one point is left for each that follows: `from` has 16 bits.
+    let ends = (1..=row.len().div_ceil(chunk) as u32).rev().map(|left| (1 << 16) + 1 - left);
+    let segments = row.chunks(chunk).zip(ends).map(|(lanes, most)| {
         let own: u64 = lanes.iter().map(|&(_, share)| u64::from(share)).sum();
         before += own;
-        let to = if before == total { 1 << 16 } else { (before << 16).div_euclid(total.max(1)) as u32 };
-        let part = Part { from, to: to.max(from + 1) };
+        let to = (before << 16) / total.max(1);
+        let part = Part { from, to: (to as u32).clamp(from + 1, most) };
         from = part.to;
         let start = |share: u32| if own == 0 { 1.0 / lanes.len() as f32 } else { share as f32 / own as f32 };
         let lanes: Vec<Lane> = lanes.iter().map(|&(lane, share)| Lane { start: start(share), ..lane }).collect();
@@ -351,6 +354,16 @@ mod tests {
         let middle = 20 * 65536 / 40;
         assert_eq!(parts, [(20, Part { from: 0, to: middle }), (20, Part { from: middle, to: ALL })]);
         assert_eq!(parts.iter().map(|(_, part)| part.of(1001)).sum::<u32>(), 1001);
+    }
+
+    #[test]
+    fn parts_without_a_share_keep_a_point_of_their_own() {
+        let mut slots = [(Some(0), 0); 70];
+        slots[0].1 = ALL;
+        let plan = SplitPlan::new(1, 70, &slots).unwrap();
+        let parts: Vec<Part> = plan.colours[0].iter().map(|segment| segment.part).collect();
+        let part = |from, to| Part { from, to };
+        assert_eq!(parts, [part(0, ALL - 2), part(ALL - 2, ALL - 1), part(ALL - 1, ALL)]);
     }
 
     #[track_caller]

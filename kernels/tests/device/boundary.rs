@@ -72,8 +72,11 @@ fn a_damaged_cache_entry_is_compiled_again() {
     };
     load();
     let entry = std::fs::read_dir(folder.path()).unwrap().next().expect("an entry").unwrap().path();
+    let key = entry.file_stem().unwrap().to_str().unwrap().to_owned();
+    let cache = CubinCache::new(folder.path());
     let whole = std::fs::read(&entry).unwrap();
     std::fs::write(&entry, &whole[..whole.len() / 2]).unwrap();
+    assert_eq!(cache.read(&key), None);
     load();
-    assert_eq!(std::fs::read(&entry).unwrap(), whole);
+    assert!(cache.read(&key).is_some());
 }
