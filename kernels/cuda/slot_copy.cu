@@ -1,9 +1,9 @@
 // slot_copy: many slots copied in one launch, each in chunks that the blocks share.
 //
-// Streaming both ways: weights are far larger than the L2, so neither side is worth keeping there.
+// Streaming both ways: weights are far larger than the L2, so neither side is worth keeping there. Compiled in: BLOCK
+// threads, VECTORS of 16 bytes that a thread has in flight.
 #include "common.cuh"
 
-constexpr u32 VECTORS = 8; // in flight per thread: 8 x 16 bytes x 2048 threads cover the latency of an SM's share
 
 struct Segment {
   const u8 *source;
@@ -31,14 +31,18 @@ __device__ __forceinline__ uint4 load_streaming(const uint4 *from) {
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 1) slot_copy(const __grid_constant__ SlotCopy p) {
+  u32 at = 0;
   for (u64 chunk = blockIdx.x; chunk < p.chunks; chunk += gridDim.x) {
-    u32 low = 0, high = p.segments_count;
-    while (high - low > 1) {
-      const u32 middle = (low + high) / 2;
-      if (__ldg(&p.segments[middle].first_chunk) <= chunk) low = middle;
-      else high = middle;
+    // Chunks only rise, so the segment is sought from the last one on.
+    u32 beyond = p.segments_count;
+    if (at + 1 < beyond && __ldg(&p.segments[at + 1].first_chunk) <= chunk) {
+      while (beyond - at > 1) {
+        const u32 middle = (at + beyond) / 2;
+        if (__ldg(&p.segments[middle].first_chunk) <= chunk) at = middle;
+        else beyond = middle;
+      }
     }
-    const Segment &s = p.segments[low];
+    const Segment &s = p.segments[at];
     const u64 begin = (chunk - s.first_chunk) * CHUNK;
     const u64 left = s.bytes - begin;
     const uint4 *from = reinterpret_cast<const uint4 *>(s.source + begin);

@@ -123,34 +123,50 @@ static_assert(sizeof(Record) == 16, "one vector");
 
 extern __shared__ uint4 record_words[];
 
+// The same, taken apart ahead of the step that needs it.
+struct Lane {
+  u32 rank, slot, own_log, warp_log, whole, expert_end;
+  float x, count;
+  bool here;
+
+  __device__ __forceinline__ explicit Lane(const Record &r)
+      : rank(r.where & 0xFFFFu), slot(r.where >> 16), own_log((r.what >> 16) & 7u), warp_log((r.what >> 19) & 7u),
+        whole(r.whole), expert_end((r.what >> 30) & 1u), x(r.x), count((float)r.whole), here(r.what >> 31) {}
+};
+
 // The lanes of the own segment, as a mask.
 __device__ __forceinline__ u32 segment_mask(u32 own_log) {
   const u32 size = 1u << own_log;
   return (FULL_WARP >> (32 - size)) << (threadIdx.x & 31 & ~(size - 1));
 }
 
-// An over-relaxed step that keeps every part at or above zero, and their sum.
-__device__ __forceinline__ float relaxed(float x, float plain, float count, float relaxation, bool here, u32 own_log,
-                                         u32 warp_log) {
-  float next = x + relaxation * (plain - x);
-  if (own_log == 1) next = fminf(fmaxf(next, 0.f), count);
-  if (warp_log > 1) {
-    const u32 below = __ballot_sync(FULL_WARP, here && next < 0.f) & segment_mask(own_log);
-    if (below && own_log > 1) next = plain;
+template <u32 LOG> __device__ __forceinline__ float water_level(const Lane &l, float load, const float *inverse) {
+  if constexpr (LOG <= 3) return sorted_level<LOG>(load, l.count, l.own_log);
+  else return newton_level(load, l.count, l.here && l.x > 0.f, l.own_log, l.warp_log, inverse);
+}
+
+// The part above the others' load, after an over-relaxed step that keeps every part at or above zero, and their sum.
+template <u32 LOG>
+__device__ __forceinline__ float relaxed(const Lane &l, float load, const float *inverse, float relaxation) {
+  const float plain = fmaxf(water_level<LOG>(l, load, inverse) - load, 0.f);
+  float next = l.x + relaxation * (plain - l.x);
+  if (l.own_log == 1) next = fminf(fmaxf(next, 0.f), l.count);
+  if constexpr (LOG > 1) {
+    const u32 below = __ballot_sync(FULL_WARP, l.here && next < 0.f) & segment_mask(l.own_log);
+    if (below && l.own_log > 1) next = plain;
   }
   return next;
 }
 
 // The lane's whole tokens: cut where the segment's running sums round to.
-__device__ __forceinline__ u32 whole_tokens(float plain, const Record &r, u32 own_log, u32 warp_log) {
-  const u32 place = threadIdx.x & ((1u << own_log) - 1);
-  const bool here = r.what >> 31, end = (r.what >> 30) & 1u;
-  u32 upto = here ? __float2uint_rn(plain * STEPS) : 0;
-  for (u32 s = 1; s < 1u << warp_log; s <<= 1) {
+__device__ __forceinline__ u32 whole_tokens(const Lane &l, float plain) {
+  const u32 place = threadIdx.x & ((1u << l.own_log) - 1);
+  u32 upto = l.here ? __float2uint_rn(plain * STEPS) : 0;
+  for (u32 s = 1; s < 1u << l.warp_log; s <<= 1) {
     const u32 left = __shfl_up_sync(FULL_WARP, upto, s);
     if (place >= s) upto += left;
   }
-  const u32 cut = end ? r.whole : min((upto + (u32)STEPS / 2) / (u32)STEPS, r.whole);
+  const u32 cut = l.expert_end ? l.whole : min((upto + (u32)STEPS / 2) / (u32)STEPS, l.whole);
   const u32 before = __shfl_up_sync(FULL_WARP, cut, 1);
   return cut - (place ? before : 0);
 }
@@ -191,34 +207,42 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) split(const __grid_consta
   __syncthreads();
   if (t >= p.lane_count || record_count == 0) return;
 
-  Record r = records[t];
-  for (u32 sweep = 1; sweep <= p.sweeps; sweep++) {
-    const bool last = sweep == p.sweeps;
+  Lane l(records[t]);
+  for (u32 sweep = 1; sweep < p.sweeps; sweep++) {
+#pragma unroll 1
     for (u32 i = t; i < record_count; i += p.lane_count) {
-      const u32 own_log = (r.what >> 16) & 7u, warp_log = (r.what >> 19) & 7u, rank = r.where & 0xFFFFu;
-      const bool here = r.what >> 31;
-      const float count = (float)r.whole, load = here ? loads[rank] - r.x : FAR;
-      float level;
-      if (warp_log == 1) level = sorted_level<1>(load, count, own_log);
-      else if (warp_log == 2) level = sorted_level<2>(load, count, own_log);
-      else if (warp_log == 3) level = sorted_level<3>(load, count, own_log);
-      else level = newton_level(load, count, here && r.x > 0.f, own_log, warp_log, inverse);
-      const float plain = fmaxf(level - load, 0.f);
+      const u32 following = i + p.lane_count < record_count ? i + p.lane_count : t;
+      // Read ahead, off the way from barrier to barrier. Only with one colour is it the record of this very step.
+      Record ahead = records[following];
+      const float load = l.here ? loads[l.rank] - l.x : FAR;
       float next;
-      if (last) {
-        const u32 quota = whole_tokens(plain, r, own_log, warp_log);
-        if (here) p.quotas[r.where >> 16] = quota;
-        next = (float)quota;
-      } else {
-        next = relaxed(r.x, plain, count, p.relaxation, here, own_log, warp_log);
-      }
-      if (here) {
+      if (l.warp_log == 1) next = relaxed<1>(l, load, inverse, p.relaxation);
+      else if (l.warp_log == 2) next = relaxed<2>(l, load, inverse, p.relaxation);
+      else if (l.warp_log == 3) next = relaxed<3>(l, load, inverse, p.relaxation);
+      else next = relaxed<4>(l, load, inverse, p.relaxation);
+      if (l.here) {
+        loads[l.rank] = load + next;
         records[i].x = next;
-        loads[rank] = load + next;
+        if (following == i) ahead.x = next;
       }
-      const u32 following = i + p.lane_count;
-      r = records[following < record_count ? following : t];
+      l = Lane(ahead);
       sync_lanes(p.lane_count);
     }
+  }
+#pragma unroll 1
+  for (u32 i = t; i < record_count; i += p.lane_count) {
+    const float load = l.here ? loads[l.rank] - l.x : FAR;
+    float level;
+    if (l.warp_log == 1) level = water_level<1>(l, load, inverse);
+    else if (l.warp_log == 2) level = water_level<2>(l, load, inverse);
+    else if (l.warp_log == 3) level = water_level<3>(l, load, inverse);
+    else level = water_level<4>(l, load, inverse);
+    const u32 quota = whole_tokens(l, fmaxf(level - load, 0.f));
+    if (l.here) {
+      loads[l.rank] = load + (float)quota;
+      p.quotas[l.slot] = quota;
+    }
+    if (i + p.lane_count < record_count) l = Lane(records[i + p.lane_count]);
+    sync_lanes(p.lane_count);
   }
 }

@@ -2,7 +2,7 @@
 //! A spilled register fails. Needs the run-time compiler and no GPU: `make test-kernels`.
 
 use evenkeel_kernels::device::{
-    IdType, Layout, MapShape, Program, compile, compiler_version, empty_program, fingerprint_program,
+    CopyForm, IdType, Layout, MapShape, Program, compile, compiler_version, empty_program, fingerprint_program,
     flip_program, plain_copy_program, prefix_program, slot_copy_program, split_program,
 };
 
@@ -26,7 +26,7 @@ fn programs() -> Vec<Program> {
         plain_copy_program(),
         flip_program(),
         prefix_program(),
-        slot_copy_program(),
+        slot_copy_program(CopyForm::BEST),
         fingerprint_program(),
     ];
     for (experts, top_k, ranks, slots_per_rank) in SHAPES {

@@ -2,7 +2,7 @@
 
 use crate::timing::Timing;
 use cudarc::driver::result;
-use evenkeel_kernels::device::{CopyPlan, FingerprintKernel, SlotCopyKernel};
+use evenkeel_kernels::device::{CopyForm, CopyPlan, FingerprintKernel, SlotCopyKernel};
 use evenkeel_kernels::fingerprint;
 use evenkeel_kernels::slot_copy::SlotMove;
 
@@ -31,7 +31,7 @@ pub(crate) fn run(timing: &Timing) {
             .expect("a copy");
         }
     };
-    let driver_us = timing.replay(&timing.graph(1, driver), 1, false);
+    let driver_us = timing.streamed(|| driver(0));
     let plain_us = {
         let launch = |_: usize| {
             for (source, destination) in sources.iter().zip(&destinations) {
@@ -41,7 +41,7 @@ pub(crate) fn run(timing: &Timing) {
                     .expect("a launch");
             }
         };
-        timing.replay(&timing.graph(1, launch), 1, false)
+        timing.replay(&timing.graph(1, launch), 1, true)
     };
     let kernel = SlotCopyKernel::load(&timing.gpu).expect("the kernel compiles");
     for slots in [1, 8, SLOTS] {
@@ -97,5 +97,36 @@ pub(crate) fn run(timing: &Timing) {
         let got = timing.read::<u64>(&sums, slots);
         assert!((0..slots).all(|slot| got[slot] == expected[slot % 4]), "fingerprints");
         println!("  {slots:>2} slots   {us:>9.1} us   {:.2}", rate(us, EXPERT_BYTES * slots));
+    }
+}
+
+/// Forms of slot_copy, to choose the one that is kept.
+pub(crate) fn tune(timing: &Timing) {
+    let words = slot_words(0);
+    let sources: Vec<_> = (0..SLOTS).map(|_| timing.upload(&words)).collect();
+    let destinations: Vec<_> = (0..SLOTS).map(|_| timing.memory(EXPERT_BYTES)).collect();
+    let pairs = sources.iter().zip(&destinations).map(|(source, destination)| SlotMove {
+        source: source.address,
+        destination: destination.address,
+        bytes: EXPERT_BYTES as u64,
+    });
+    let moves: Vec<SlotMove> = pairs.collect();
+    println!("\ntuning slot_copy: block, vectors, blocks of a multiprocessor: TB/s for 1 and {SLOTS} slots");
+    for (block, blocks) in [(128, 16), (256, 4), (256, 8), (512, 2), (512, 4), (1024, 2)] {
+        for vectors in [1, 2, 4, 8] {
+            let form = CopyForm { block, vectors, blocks };
+            let kernel = SlotCopyKernel::load_form(&timing.gpu, form).expect("the kernel compiles");
+            let rates = [1, SLOTS].map(|slots| {
+                let plan = CopyPlan::with_form(&moves[..slots], form).expect("copies without an order");
+                let segments = timing.upload(&plan.device_bytes());
+                // SAFETY: the plan's addresses are of live memory.
+                let launch = |_: usize| {
+                    unsafe { kernel.launch(timing.stream(), &plan, segments.address) }.expect("a launch");
+                };
+                let us = timing.replay(&timing.graph(1, launch), 1, true);
+                (2 * EXPERT_BYTES * slots) as f64 / us / 1e6
+            });
+            println!("  {block:>5} {vectors} {blocks:>2}   {:.2} {:.2}", rates[0], rates[1]);
+        }
     }
 }

@@ -214,39 +214,31 @@ pub(crate) fn tune(timing: &Timing) {
         heading(&format!("tuning {ranks}x{slots} {width:?} {layout:?}"), &tokens);
         let mut best = vec![(f64::INFINITY, String::new()); tokens.len()];
         for lanes in [1, 2, 4, 8] {
-            for (staged, bulk, block) in [
-                (false, false, 128),
-                (false, false, 256),
-                (true, false, 256),
-                (true, false, 512),
-                (true, false, 1024),
-                (true, true, 512),
-                (true, true, 1024),
-            ] {
-                let form = MapForm { lanes, staged, bulk, block };
+            for (staged, block) in
+                [(false, 64), (false, 128), (false, 256), (true, 256), (true, 512), (true, 1024)]
+            {
+                let form = MapForm { lanes, staged, block };
                 let kernel = MapRecordKernel::load_form(&timing.gpu, shape, form).expect("the kernel compiles");
-                let grids: &[u32] = if staged { &[16, 33, 66, 132, 264] } else { &[1056] };
+                let multiprocessors = timing.gpu.multiprocessors();
+                let resident = multiprocessors * (1024 / block);
+                let grids: &[u32] = if staged { &[resident, resident * 2] } else { &[u32::MAX] };
                 for &grid in grids {
-                    let times: Vec<f64> = tokens
-                        .iter()
-                        .zip(&nodes)
-                        .map(|(&tokens, node)| {
-                            let all = (tokens as u32).div_ceil(block / lanes);
-                            // A grid that the tokens do not fill was measured as a smaller one.
-                            if (all < grid && grid > 16 && all <= grid / 2) || (!staged && tokens > 4096) {
-                                return f64::NAN;
-                            }
+                    let time = |(&tokens, node): (&usize, &Node)| {
+                        let all = (tokens as u32).div_ceil(block / lanes);
+                        if (all <= grid / 2 && grid == resident * 2) || (!staged && tokens > 4096) {
+                            return f64::NAN;
+                        }
+                        timing.per_node(false, |_| {
                             let blocks = all.min(grid);
-                            timing.per_node(false, |_| {
-                                // SAFETY: buffers of this shape and number of tokens.
-                                unsafe {
-                                    kernel.launch_blocks(timing.stream(), &node.buffers(), tokens as u32, 0, blocks)
-                                }
-                                .expect("a launch");
-                            })
+                            // SAFETY: buffers of this shape and number of tokens.
+                            unsafe {
+                                kernel.launch_blocks(timing.stream(), &node.buffers(), tokens as u32, 0, blocks)
+                            }
+                            .expect("a launch");
                         })
-                        .collect();
-                    let name = format!("l{lanes} {}{} b{block} g{grid}", if staged { "s" } else { "d" }, if bulk { "B" } else { "" });
+                    };
+                    let times: Vec<f64> = tokens.iter().zip(&nodes).map(time).collect();
+                    let name = format!("l{lanes} {} b{block} g{}", if staged { "staged" } else { "direct" }, grid.min(9999));
                     for (best, &time) in best.iter_mut().zip(&times) {
                         if time < best.0 {
                             *best = (time, name.clone());

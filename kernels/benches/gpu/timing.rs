@@ -82,15 +82,22 @@ impl Timing {
 
     /// Median microseconds per node over many replays; cold: the L2 is flushed before each.
     pub(crate) fn replay(&self, graph: &CudaGraph, nodes: usize, cold: bool) -> f64 {
+        self.median(cold, || graph.launch().expect("a replay")) / nodes as f64
+    }
+
+    /// Median microseconds of what `enqueue` puts into the stream, cold.
+    pub(crate) fn streamed(&self, enqueue: impl Fn()) -> f64 {
+        self.median(true, enqueue)
+    }
+
+    fn median(&self, cold: bool, run: impl Fn()) -> f64 {
         let stream = self.gpu.stream();
         let event = || {
             let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
             self.gpu.context().new_event(Some(flags)).expect("an event")
         };
         let (before, after) = (event(), event());
-        for _ in 0..3 {
-            graph.launch().expect("a replay");
-        }
+        (0..3).for_each(|_| run());
         let mut times: Vec<f64> = (0..REPLAYS)
             .map(|_| {
                 if cold {
@@ -100,10 +107,10 @@ impl Timing {
                         .expect("a fill");
                 }
                 before.record(stream).expect("an event");
-                graph.launch().expect("a replay");
+                run();
                 after.record(stream).expect("an event");
                 after.synchronize().expect("no kernel failed");
-                f64::from(before.elapsed_ms(&after).expect("a time")) * 1e3 / nodes as f64
+                f64::from(before.elapsed_ms(&after).expect("a time")) * 1e3
             })
             .collect();
         times.sort_by(f64::total_cmp);

@@ -63,8 +63,6 @@ pub struct MapForm {
     pub lanes: u32,
     /// Tables and counters in shared memory; otherwise global loads and atomics, and no barrier.
     pub staged: bool,
-    /// The block's counters are added by one bulk reduction; otherwise by atomics of pairs.
-    pub bulk: bool,
     /// Threads of a block.
     pub block: u32,
 }
@@ -163,10 +161,12 @@ impl MapShape {
         // A 16-byte access a lane, where the ids of a token divide so.
         let wide = most.min(self.top_k * self.ids.bytes() / 16).max(1);
         let wide = 1 << wide.ilog2();
+        // Many mask words need the registers of a smaller block.
+        let block = if self.ranks > 160 { 512 } else { 1024 };
         [
-            MapForm { lanes: most, staged: false, bulk: false, block: 256 },
-            MapForm { lanes: most, staged: true, bulk: false, block: 1024 },
-            MapForm { lanes: wide, staged: true, bulk: false, block: 1024 },
+            MapForm { lanes: most, staged: false, block: 256 },
+            MapForm { lanes: most, staged: true, block },
+            MapForm { lanes: wide, staged: true, block },
         ]
     }
 
@@ -180,12 +180,11 @@ impl MapShape {
         (form, self.blocks(self.forms()[form], tokens, multiprocessors))
     }
 
-    /// Blocks of a form: all tokens at once while the GPU has room, then a grid that stays.
+    /// Blocks of a form.
     pub fn blocks(&self, form: MapForm, tokens: u32, multiprocessors: u32) -> u32 {
         let all = tokens.div_ceil(form.block / form.lanes).max(1);
-        // Direct blocks hold nothing, so eight of 256 threads fit a multiprocessor.
-        let room = if form.staged { multiprocessors } else { multiprocessors * 8 };
-        all.min(room.max(1))
+        // A direct block makes one pass. Staged ones come as many as are resident at once, and stride.
+        if form.staged { all.min(multiprocessors * (1024 / form.block)) } else { all }
     }
 
     /// What is compiled for a form.
@@ -207,7 +206,6 @@ impl MapShape {
                 ("LAYOUT", layout),
                 ("LANES", form.lanes),
                 ("STAGED", form.staged.into()),
-                ("FLUSH_BULK", form.bulk.into()),
                 ("BLOCK", form.block),
             ],
         )

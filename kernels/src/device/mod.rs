@@ -27,5 +27,5 @@ pub use gpu::{Gpu, Kernel, KernelParams, Launch, gpu_count};
 pub use map_record::{IdType, Layout, MapBuffers, MapForm, MapRecordKernel, MapShape};
 pub use prefix::{PrefixKernel, PrefixShape, prefix_program};
 pub use program::Program;
-pub use slot_copy::{CopyPlan, CopyPlanError, Segment, SlotCopyKernel, slot_copy_program};
+pub use slot_copy::{CopyForm, CopyPlan, CopyPlanError, Segment, SlotCopyKernel, slot_copy_program};
 pub use split::{SplitBuffers, SplitKernel, split_program};

@@ -9,12 +9,26 @@ use cudarc::driver::sys;
 const NAME: &str = "slot_copy";
 const SOURCE: &str = include_str!("../../cuda/slot_copy.cu");
 
-/// Threads of a block.
-const BLOCK: u32 = 256;
-/// Bytes that a block copies at a time: eight 16-byte accesses a thread.
-const CHUNK: u64 = BLOCK as u64 * 8 * 16;
-/// Blocks of a multiprocessor; 2048 threads with eight loads each in flight.
-const BLOCKS_PER_MULTIPROCESSOR: u32 = 8;
+/// How the kernel divides the work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopyForm {
+    /// Threads of a block.
+    pub block: u32,
+    /// 16-byte vectors that a thread has in flight.
+    pub vectors: u32,
+    /// Blocks of a multiprocessor.
+    pub blocks: u32,
+}
+
+impl CopyForm {
+    /// The fastest of those measured on an H200; see README.md.
+    pub const BEST: CopyForm = CopyForm { block: 256, vectors: 2, blocks: 8 };
+
+    /// Bytes that a block copies at a time.
+    fn chunk(self) -> u64 {
+        u64::from(self.block * self.vectors * 16)
+    }
+}
 
 /// One copy as the kernel reads it from device memory; see `cuda/slot_copy.cu`.
 #[repr(C)]
@@ -46,6 +60,7 @@ unsafe impl KernelParams for SlotCopyParams {}
 pub struct CopyPlan {
     segments: Vec<Segment>,
     chunks: u64,
+    form: CopyForm,
 }
 
 /// Why copies were refused.
@@ -62,6 +77,11 @@ pub enum CopyPlanError {
 impl CopyPlan {
     /// Plans copies between device addresses, all multiples of 16 bytes.
     pub fn new(moves: &[SlotMove]) -> Result<Self, CopyPlanError> {
+        Self::with_form(moves, CopyForm::BEST)
+    }
+
+    /// The same for another form: for tuning.
+    pub fn with_form(moves: &[SlotMove], form: CopyForm) -> Result<Self, CopyPlanError> {
         in_range(NAME, "copies", moves.len() as u64, 1..=65536, "1 to 65536")?;
         check_moves(moves)?;
         let mut chunks = 0;
@@ -71,9 +91,9 @@ impl CopyPlan {
             aligned(NAME, "destination", m.destination)?;
             let (source, destination, bytes) = (m.source, m.destination, m.bytes);
             segments.push(Segment { source, destination, bytes, first_chunk: chunks });
-            chunks += m.bytes.div_ceil(CHUNK);
+            chunks += m.bytes.div_ceil(form.chunk());
         }
-        Ok(Self { segments, chunks })
+        Ok(Self { segments, chunks, form })
     }
 
     /// What to put on the device, as bytes.
@@ -84,27 +104,34 @@ impl CopyPlan {
 
     /// Blocks on a GPU of so many multiprocessors.
     fn blocks(&self, multiprocessors: u32) -> u32 {
-        let room = u64::from(multiprocessors * BLOCKS_PER_MULTIPROCESSOR);
+        let room = u64::from(multiprocessors * self.form.blocks);
         u32::try_from(self.chunks.min(room)).expect("bounded by the room")
     }
 }
 
 /// What is compiled.
-pub fn slot_copy_program() -> Program {
-    Program::new(NAME, SOURCE, [("BLOCK", BLOCK)])
+pub fn slot_copy_program(form: CopyForm) -> Program {
+    Program::new(NAME, SOURCE, [("BLOCK", form.block), ("VECTORS", form.vectors)])
 }
 
 /// The kernel.
 #[derive(Debug, Clone)]
 pub struct SlotCopyKernel {
     kernel: Kernel,
+    form: CopyForm,
     multiprocessors: u32,
 }
 
 impl SlotCopyKernel {
     /// Compiles, or takes from the cache.
     pub fn load(gpu: &Gpu) -> Result<Self, DeviceError> {
-        Ok(Self { kernel: gpu.kernel(&slot_copy_program())?, multiprocessors: gpu.multiprocessors() })
+        Self::load_form(gpu, CopyForm::BEST)
+    }
+
+    /// The same in another form: for tuning.
+    pub fn load_form(gpu: &Gpu, form: CopyForm) -> Result<Self, DeviceError> {
+        let kernel = gpu.kernel(&slot_copy_program(form))?;
+        Ok(Self { kernel, form, multiprocessors: gpu.multiprocessors() })
     }
 
     /// Copies, in stream order.
@@ -119,10 +146,11 @@ impl SlotCopyKernel {
         plan: &CopyPlan,
         segments: u64,
     ) -> Result<(), DeviceError> {
+        assert_eq!(plan.form, self.form, "a plan of this kernel's form");
         aligned(NAME, "segments", segments)?;
         let count = u32::try_from(plan.segments.len()).expect("at most 65536");
         let params = SlotCopyParams { segments, chunks: plan.chunks, count, reserved: 0 };
-        let launch = Launch { grid: (plan.blocks(self.multiprocessors), 1), block: BLOCK, shared: 0 };
+        let launch = Launch { grid: (plan.blocks(self.multiprocessors), 1), block: self.form.block, shared: 0 };
         // SAFETY: `SlotCopyParams` is this kernel's structure; the addresses are the caller's promise.
         unsafe { self.kernel.launch(stream, launch, &params) }
     }
@@ -147,7 +175,8 @@ mod tests {
 
     #[test]
     fn chunks_follow_one_another() {
-        let plan = plan(&[CHUNK, CHUNK + 1, 1]);
+        let chunk = CopyForm::BEST.chunk();
+        let plan = plan(&[chunk, chunk + 1, 1]);
         let first: Vec<u64> = plan.segments.iter().map(|s| s.first_chunk).collect();
         assert_eq!((first, plan.chunks), (vec![0, 1, 3], 4));
     }
@@ -155,7 +184,7 @@ mod tests {
     #[test]
     fn blocks_are_no_more_than_chunks_or_room() {
         assert_eq!(plan(&[1]).blocks(132), 1);
-        assert_eq!(plan(&[CHUNK * 10_000]).blocks(132), 1056);
+        assert_eq!(plan(&[CopyForm::BEST.chunk() * 10_000]).blocks(132), 1056);
     }
 
     #[test]

@@ -157,11 +157,11 @@ fn every_form_equals_the_reference() {
         ] {
             let shape = MapShape { experts: 256, top_k: 8, ranks, slots_per_rank, ids, layout };
             for lanes in [1, 2, 4, 8] {
-                for (staged, bulk, block) in [(false, false, 256), (true, false, 1024), (true, true, 512)] {
+                for (staged, block) in [(false, 256), (true, 1024), (true, 512)] {
                     if !full && (lanes == 4 || lanes == 1) {
                         continue;
                     }
-                    let form = MapForm { lanes, staged, bulk, block };
+                    let form = MapForm { lanes, staged, block };
                     let kernel = MapRecordKernel::load_form(&gpu, shape, form).unwrap();
                     check_shape(&gpu, &kernel, shape, &[1, 1000, 20_000], &mut draw);
                 }
