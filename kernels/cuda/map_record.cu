@@ -20,10 +20,10 @@ using Id = i64;
 constexpr u32 SLOTS = RANKS * SLOTS_PER_RANK;
 constexpr u32 WORDS = (RANKS + 31) / 32;
 constexpr u32 PER_LANE = TOP_K / LANES;
-// One table buffer, see src/device_table.rs: first entries, where the others begin, the others; then the direct rows.
-constexpr u32 NEXT_AT = (EXPERTS + 3) & ~3u;
-constexpr u32 OTHERS_AT = NEXT_AT + ((((EXPERTS + 1) / 2) + 3) & ~3u);
-constexpr u32 COMPACT_WORDS = OTHERS_AT + ((SLOTS + 3) & ~3u);
+// One table buffer, see src/device_table.rs: first words, groups of four entries, direct rows.
+constexpr u32 GROUPS_AT = (EXPERTS + 3) & ~3u;
+constexpr u32 SPARE = SLOTS - EXPERTS;
+constexpr u32 COMPACT_WORDS = GROUPS_AT + (4 * SPARE < 2 * SLOTS ? 4 * SPARE : (2 * SLOTS + 3) & ~3u);
 constexpr u32 TABLE_WORDS = COMPACT_WORDS + 4 * EXPERTS;
 // Slot counts, then rank counts, each padded: the order in shared memory is that in global memory.
 constexpr u32 RANK_COUNTS_AT = (SLOTS + 3) & ~3u;
@@ -95,50 +95,54 @@ __device__ __forceinline__ bool known(Id id) {
 #endif
 }
 
-// The slots that serve the experts at this point of 0..65536, in the low half of each entry. An entry is
-// `last point:16 | slot:16`. All ids go on together: their look-ups do not wait for one another.
-__device__ __forceinline__ void choose(const u32 *table, const Id (&ids)[PER_LANE], u32 point, u32 (&entry)[PER_LANE]) {
-  u32 next[PER_LANE];
+// Of ascending entries the first whose last point is not below; 0 if there is none. An entry is
+// `last point:16 | slot:16`, so the one with the least unsigned distance from `point << 16` is sought: no branches.
+__device__ __forceinline__ u32 pick(u32 a, u32 b, u32 c, u32 d, u32 point16) {
+  const u32 nearest = min(min(a - point16, b - point16), min(c - point16, d - point16));
+  return point16 > d ? 0u : point16 + nearest;
+}
+
+// The slots that serve the experts at this point of 0..65536, in the low half of each entry. All ids go on together:
+// their look-ups do not wait for one another. Ids that need no group read the first one, all the same word.
+__device__ __forceinline__ void choose(const u32 *table, const Id (&ids)[PER_LANE], u32 point16,
+                                       u32 (&entry)[PER_LANE]) {
+  [[maybe_unused]] const uint4 *groups = reinterpret_cast<const uint4 *>(table + GROUPS_AT);
+  [[maybe_unused]] u32 at[PER_LANE];
   bool more = false;
 #if STAGED
 #pragma unroll
   for (u32 i = 0; i < PER_LANE; i++) entry[i] = table[known(ids[i]) ? (u32)ids[i] : 0];
+  if constexpr (SPARE == 0) return;
 #pragma unroll
   for (u32 i = 0; i < PER_LANE; i++) {
-    next[i] = 0;
-    if (point > entry[i] >> 16) {
-      next[i] = reinterpret_cast<const unsigned short *>(table + NEXT_AT)[(u32)ids[i] < EXPERTS ? (u32)ids[i] : 0];
-      more = true;
-    }
-  }
-  while (more) {
-    more = false;
-#pragma unroll
-    for (u32 i = 0; i < PER_LANE; i++)
-      if (point > entry[i] >> 16) {
-        entry[i] = table[OTHERS_AT + next[i]++];
-        more |= point > entry[i] >> 16;
-      }
+    // Several replicas: the first word is where their groups begin.
+    const bool several = entry[i] < 0x10000u;
+    at[i] = several ? entry[i] : 0;
+    const uint4 g = groups[at[i]];
+    entry[i] = several ? pick(g.x, g.y, g.z, g.w, point16) : entry[i];
+    more |= point16 > entry[i];
   }
 #else
   const uint4 *rows = reinterpret_cast<const uint4 *>(table + COMPACT_WORDS);
 #pragma unroll
   for (u32 i = 0; i < PER_LANE; i++) {
     const uint4 row = __ldg(rows + (known(ids[i]) ? (u32)ids[i] : 0));
-    entry[i] = point <= row.x >> 16 ? row.x : point <= row.y >> 16 ? row.y : row.z;
-    next[i] = row.w;
-    more |= point > entry[i] >> 16;
+    entry[i] = pick(row.x, row.y, row.z, row.z, point16);
+    at[i] = row.w;
+    more |= point16 > entry[i];
   }
+#endif
   while (more) {
     more = false;
 #pragma unroll
-    for (u32 i = 0; i < PER_LANE; i++)
-      if (point > entry[i] >> 16) {
-        entry[i] = __ldg(table + OTHERS_AT + next[i]++);
-        more |= point > entry[i] >> 16;
-      }
+    for (u32 i = 0; i < PER_LANE; i++) {
+      const bool open = point16 > entry[i];
+      at[i] += open;
+      const uint4 g = groups[open ? at[i] : 0];
+      entry[i] = open ? pick(g.x, g.y, g.z, g.w, point16) : entry[i];
+      more |= point16 > entry[i];
+    }
   }
-#endif
 }
 
 // Four bits to four bytes of 0 or 1.
@@ -179,7 +183,8 @@ __device__ __forceinline__ u32 transpose(u32 mask) {
 extern "C" __global__ void __launch_bounds__(BLOCK, 1) map_record(const __grid_constant__ MapRecord p) {
 #if STAGED
   __shared__ __align__(16) u32 table[COMPACT_WORDS];
-  __shared__ __align__(16) u32 counts[COUNT_WORDS];
+  // One more than is added to the layer's: where ids go that are not counted.
+  __shared__ __align__(16) u32 counts[COUNT_WORDS + 1];
 #else
   u32 *counts = p.counts;
 #endif
@@ -224,23 +229,34 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) map_record(const __grid_c
     [[maybe_unused]] bool recorded = false;
     if (here) {
       u32 entry[PER_LANE];
-      choose(table, ids, mix32(token + salt) >> 16, entry);
+      choose(table, ids, mix32(token + salt) & 0xFFFF0000u, entry);
+      bool all_known = true;
 #pragma unroll
       for (u32 i = 0; i < PER_LANE; i++) {
         const u32 slot = entry[i] & 0xFFFFu;
-        if (known(ids[i])) {
-          ids[i] = slot;
-          if (counted) {
-            atomicAdd(counts + slot, 1u);
-            if constexpr (LAYOUT != 0) {
-              const u32 rank = slot / SLOTS_PER_RANK;
-              recorded = true, rank_of_id = rank;
+        const bool ok = known(ids[i]) && counted;
+        all_known &= known(ids[i]);
+#if STAGED
+        atomicAdd(counts + (ok ? slot : COUNT_WORDS), 1u);
+#else
+        if (ok) atomicAdd(counts + slot, 1u);
+#endif
+        if constexpr (LAYOUT != 0) {
+          const u32 rank = slot / SLOTS_PER_RANK, bit = ok ? 1u << (rank % 32) : 0u;
+          recorded = ok, rank_of_id = rank;
 #pragma unroll
-              for (u32 w = 0; w < WORDS; w++) mask[w] |= WORDS == 1 || rank / 32 == w ? 1u << (rank % 32) : 0u;
-            }
-          }
-        } else {
-          faults += ids[i] >= 0 && counted;
+          for (u32 w = 0; w < WORDS; w++) mask[w] |= WORDS == 1 || rank / 32 == w ? bit : 0u;
+        }
+        entry[i] = slot;
+      }
+      if (all_known) {
+#pragma unroll
+        for (u32 i = 0; i < PER_LANE; i++) ids[i] = entry[i];
+      } else {
+#pragma unroll
+        for (u32 i = 0; i < PER_LANE; i++) {
+          faults += !known(ids[i]) && ids[i] >= 0 && counted;
+          ids[i] = known(ids[i]) ? (Id)entry[i] : ids[i];
         }
       }
       store_ids(p.physical + (u64)token * TOP_K + lane * PER_LANE, ids);

@@ -134,28 +134,19 @@ struct Lane {
         whole(r.whole), expert_end((r.what >> 30) & 1u), x(r.x), count((float)r.whole), here(r.what >> 31) {}
 };
 
-// The lanes of the own segment, as a mask.
-__device__ __forceinline__ u32 segment_mask(u32 own_log) {
-  const u32 size = 1u << own_log;
-  return (FULL_WARP >> (32 - size)) << (threadIdx.x & 31 & ~(size - 1));
+// The lane's part after an over-relaxed step. Where zero cuts a part, their sum is off until the next steps, which aim
+// at parts that sum to the count; the last step is plain.
+__device__ __forceinline__ float relaxed(const Lane &l, float level, float load, float relaxation) {
+  const float plain = fmaxf(level - load, 0.f);
+  return fmaxf(l.x + relaxation * (plain - l.x), 0.f);
 }
 
-template <u32 LOG> __device__ __forceinline__ float water_level(const Lane &l, float load, const float *inverse) {
-  if constexpr (LOG <= 3) return sorted_level<LOG>(load, l.count, l.own_log);
-  else return newton_level(load, l.count, l.here && l.x > 0.f, l.own_log, l.warp_log, inverse);
-}
-
-// The part above the others' load, after an over-relaxed step that keeps every part at or above zero, and their sum.
-template <u32 LOG>
-__device__ __forceinline__ float relaxed(const Lane &l, float load, const float *inverse, float relaxation) {
-  const float plain = fmaxf(water_level<LOG>(l, load, inverse) - load, 0.f);
-  float next = l.x + relaxation * (plain - l.x);
-  if (l.own_log == 1) next = fminf(fmaxf(next, 0.f), l.count);
-  if constexpr (LOG > 1) {
-    const u32 below = __ballot_sync(FULL_WARP, l.here && next < 0.f) & segment_mask(l.own_log);
-    if (below && l.own_log > 1) next = plain;
-  }
-  return next;
+// The water level of the lane's segment; the way depends on the widest segment of the warp.
+__device__ __forceinline__ float water_level(const Lane &l, float load, const float *inverse) {
+  if (l.warp_log == 1) return sorted_level<1>(load, l.count, l.own_log);
+  if (l.warp_log == 2) return sorted_level<2>(load, l.count, l.own_log);
+  if (l.warp_log == 3) return sorted_level<3>(load, l.count, l.own_log);
+  return newton_level(load, l.count, l.here && l.x > 0.f, l.own_log, l.warp_log, inverse);
 }
 
 // The lane's whole tokens: cut where the segment's running sums round to.
@@ -215,11 +206,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) split(const __grid_consta
       // Read ahead, off the way from barrier to barrier. Only with one colour is it the record of this very step.
       Record ahead = records[following];
       const float load = l.here ? loads[l.rank] - l.x : FAR;
-      float next;
-      if (l.warp_log == 1) next = relaxed<1>(l, load, inverse, p.relaxation);
-      else if (l.warp_log == 2) next = relaxed<2>(l, load, inverse, p.relaxation);
-      else if (l.warp_log == 3) next = relaxed<3>(l, load, inverse, p.relaxation);
-      else next = relaxed<4>(l, load, inverse, p.relaxation);
+      const float next = relaxed(l, water_level(l, load, inverse), load, p.relaxation);
       if (l.here) {
         loads[l.rank] = load + next;
         records[i].x = next;
@@ -232,11 +219,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) split(const __grid_consta
 #pragma unroll 1
   for (u32 i = t; i < record_count; i += p.lane_count) {
     const float load = l.here ? loads[l.rank] - l.x : FAR;
-    float level;
-    if (l.warp_log == 1) level = water_level<1>(l, load, inverse);
-    else if (l.warp_log == 2) level = water_level<2>(l, load, inverse);
-    else if (l.warp_log == 3) level = water_level<3>(l, load, inverse);
-    else level = water_level<4>(l, load, inverse);
+    const float level = water_level(l, load, inverse);
     const u32 quota = whole_tokens(l, fmaxf(level - load, 0.f));
     if (l.here) {
       loads[l.rank] = load + (float)quota;

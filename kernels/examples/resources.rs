@@ -7,7 +7,7 @@ use evenkeel_kernels::device::{
 };
 
 /// Model shapes: experts, top-k, ranks, slots of a rank. The ends of every accepted range are among them.
-const SHAPES: [(u32, u32, u32, u32); 10] = [
+const SHAPES: [(u32, u32, u32, u32); 11] = [
     (256, 8, 32, 9),
     (256, 8, 144, 2),
     (256, 8, 320, 1),
@@ -17,7 +17,8 @@ const SHAPES: [(u32, u32, u32, u32); 10] = [
     (160, 6, 8, 22),
     (8, 4, 1, 8),
     (60, 5, 4, 16),
-    (1024, 9, 320, 12),
+    (1024, 9, 256, 12),
+    (1024, 9, 320, 9),
 ];
 
 fn programs() -> Vec<Program> {

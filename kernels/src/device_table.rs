@@ -6,29 +6,27 @@
 //!
 //! | section | words | what |
 //! |---|---|---|
-//! | first | `[experts]` | each expert's first entry; with one replica its last point is 65535 |
-//! | next | `[experts]` of 16 bits | where its other entries begin |
-//! | others | `[slots]` | the other entries |
-//! | rows | `[experts][4]` | its first three entries (the last one repeated), and where the fourth is |
+//! | first | `[experts]` | with one replica its entry, whose last point is 65535; otherwise the number of its first group |
+//! | groups | at most `4 * (slots - experts)` and `2 * slots` | entries of the other experts, four a group, the last repeated |
+//! | rows | `[experts][4]` | the first three entries (the last one repeated), and the number before the first group's |
 //!
-//! The staged kernel copies the first three, which are small; the direct one reads a row, which settles most experts
-//! with one load.
+//! The staged kernel copies the first two, which are small; the direct one reads a row, which settles most experts
+//! with one load. (An expert with n replicas, n at least 2, has at most 2n words in groups and n - 1 spare slots.)
 
 use crate::map_record::{DispatchTable, MapError};
 
 /// Slots that an entry can name.
 pub const DEVICE_SLOTS_MAX: usize = 1 << 16;
 
-/// Where the sections `next`, `others` and `rows` begin.
-fn sections(experts: usize, slots: usize) -> [usize; 3] {
-    let next = experts.next_multiple_of(4);
-    let others = next + experts.div_ceil(2).next_multiple_of(4);
-    [next, others, others + slots.next_multiple_of(4)]
+/// Where the sections `groups` and `rows` begin.
+fn sections(experts: usize, slots: usize) -> [usize; 2] {
+    let groups = experts.next_multiple_of(4);
+    [groups, groups + (4 * slots.saturating_sub(experts)).min((2 * slots).next_multiple_of(4))]
 }
 
 /// Words of one table buffer.
 pub(crate) fn table_words(experts: usize, slots: usize) -> usize {
-    sections(experts, slots)[2] + 4 * experts
+    sections(experts, slots)[1] + 4 * experts
 }
 
 /// Where the tokens per rank begin among the counters.
@@ -47,21 +45,27 @@ impl DispatchTable {
         if self.slots() > DEVICE_SLOTS_MAX {
             return Err(MapError::TooManySlots { slots: self.slots(), most: DEVICE_SLOTS_MAX });
         }
-        let [next, others, rows] = sections(self.experts(), self.slots());
+        let [groups, rows] = sections(self.experts(), self.slots());
         let mut words = vec![0; table_words(self.experts(), self.slots())];
-        let mut other = 0;
+        let mut group = 0;
         for expert in 0..self.experts() {
             let entries = self.device_entries(expert);
-            let index = |at: usize| u32::try_from(at).expect("65536 slots fit 32 bits");
-            words[expert] = entries[0];
-            words[next + expert / 2] |= (index(other) & 0xFFFF) << (16 * (expert % 2));
-            for (place, word) in words[rows + 4 * expert..][..3].iter_mut().enumerate() {
-                *word = entries[place.min(entries.len() - 1)];
-            }
-            words[rows + 4 * expert + 3] = index(other + 2);
-            for &entry in &entries[1..] {
-                words[others + other] = entry;
-                other += 1;
+            let last = *entries.last().expect("shares that sum to one");
+            let number = u32::try_from(group).expect("65536 slots fit 32 bits");
+            let row = &mut words[rows + 4 * expert..][..4];
+            row.fill(last);
+            row.iter_mut().zip(&entries).for_each(|(word, &entry)| *word = entry);
+            row[2] = if entries.len() > 3 { entries[2] } else { last };
+            // The kernel steps to a group before it reads it.
+            row[3] = number.wrapping_sub(1);
+            words[expert] = if entries.len() == 1 { last } else { number };
+            if entries.len() > 1 {
+                for entries in entries.chunks(4) {
+                    let place = &mut words[groups + 4 * group..][..4];
+                    place.fill(last);
+                    place[..entries.len()].copy_from_slice(entries);
+                    group += 1;
+                }
             }
         }
         Ok(words)
@@ -99,10 +103,11 @@ mod tests {
         let words = DispatchTable::new(3, &slots).unwrap().device_words().unwrap();
         let (first, second, third, fourth) = (0x3FFF_0000, 0x7FFF_0004, 0xBFFF_0005, 0xFFFF_0006);
         let (one, two) = (0xFFFF_0001, 0xFFFF_0007);
-        assert_eq!(words[..4], [first, one, two, 0], "first");
-        assert_eq!(words[4..8], [3 << 16, 3, 0, 0], "next");
-        assert_eq!(words[8..16], [second, third, fourth, 0, 0, 0, 0, 0], "others");
-        assert_eq!(words[16..20], [first, second, third, 2], "row of expert 0");
-        assert_eq!(words[20..], [one, one, one, 5, two, two, two, 5], "rows of experts 1 and 2");
+        assert_eq!(words[..4], [0, one, two, 0], "first");
+        assert_eq!(words[4..8], [first, second, third, fourth], "the group of expert 0");
+        assert_eq!(words[8..20], [0; 12], "spare groups");
+        assert_eq!(words[20..24], [first, second, third, u32::MAX], "row of expert 0");
+        assert_eq!(words[24..28], [one, one, one, 0], "row of expert 1");
+        assert_eq!(words[28..], [two, two, two, 0], "row of expert 2");
     }
 }

@@ -23,16 +23,16 @@ pub(crate) const SPLIT_CASES: [SplitCase; 10] = {
         SplitCase { ranks, slots_per_rank, sigma, sweeps }
     }
     [
-        case(32, 9, 0.5, 12),
-        case(32, 9, 1.0, 12),
+        case(32, 9, 0.5, 13),
+        case(32, 9, 1.0, 13),
         case(32, 10, 0.5, 9),
         case(32, 10, 1.0, 9),
-        case(64, 5, 0.5, 15),
-        case(64, 5, 1.0, 15),
+        case(64, 5, 0.5, 16),
+        case(64, 5, 1.0, 16),
         case(144, 2, 0.5, 1),
         case(144, 2, 1.0, 1),
-        case(144, 4, 0.5, 12),
-        case(144, 4, 1.0, 18),
+        case(144, 4, 0.5, 13),
+        case(144, 4, 1.0, 20),
     ]
 };
 

@@ -48,7 +48,7 @@ pub struct MapShape {
     pub top_k: u32,
     /// Ranks, 1 to 320 (the largest published deployment, DeepSeek-V3's decode unit).
     pub ranks: u32,
-    /// Physical slots of a rank, spare ones included; 4096 in all.
+    /// Physical slots of a rank, spare ones included; 3072 in all, so that tables and counters fit 48 KiB.
     pub slots_per_rank: u32,
     /// Width of the ids.
     pub ids: IdType,
@@ -115,9 +115,9 @@ impl MapShape {
         range("experts", self.experts, 8..=1024, "8 to 1024")?;
         range("top_k", self.top_k, 4..=9, "4 to 9")?;
         range("ranks", self.ranks, 1..=320, "1 to 320")?;
-        range("slots_per_rank", self.slots_per_rank, 1..=4096, "1 to 4096")?;
+        range("slots_per_rank", self.slots_per_rank, 1..=3072, "1 to 3072")?;
         let least = u64::from(self.experts);
-        in_range(NAME, "slots", self.slots().into(), least..=4096, "the number of experts to 4096")
+        in_range(NAME, "slots", self.slots().into(), least..=3072, "the number of experts to 3072")
     }
 
     /// Physical slots of the layer.
@@ -156,16 +156,19 @@ impl MapShape {
     }
 
     /// The forms that [`MapShape::launch`] chooses from, by rising number of tokens.
-    pub fn forms(&self) -> [MapForm; 3] {
+    pub fn forms(&self) -> [MapForm; 5] {
         let most = self.lanes_max();
         // A 16-byte access a lane, where the ids of a token divide so.
         let wide = most.min(self.top_k * self.ids.bytes() / 16).max(1);
         let wide = 1 << wide.ilog2();
         // Many mask words need the registers of a smaller block.
         let block = if self.ranks > 160 { 512 } else { 1024 };
+        let some = most.min(4);
         [
-            MapForm { lanes: most, staged: false, block: 256 },
-            MapForm { lanes: most, staged: true, block },
+            MapForm { lanes: most, staged: false, block: 128 },
+            MapForm { lanes: some, staged: false, block: 64 },
+            MapForm { lanes: some, staged: true, block: 256 },
+            MapForm { lanes: some, staged: true, block },
             MapForm { lanes: wide, staged: true, block },
         ]
     }
@@ -173,9 +176,11 @@ impl MapShape {
     /// Which form takes so many tokens, and with how many blocks, on a GPU of so many multiprocessors.
     pub fn launch(&self, tokens: u32, multiprocessors: u32) -> (usize, u32) {
         let form = match tokens {
-            0..=512 => 0,
-            513..=16384 => 1,
-            _ => 2,
+            0..=256 => 0,
+            257..=512 => 1,
+            513..=3072 => 2,
+            3073..=40960 => 3,
+            _ => 4,
         };
         (form, self.blocks(self.forms()[form], tokens, multiprocessors))
     }
@@ -217,7 +222,7 @@ impl MapShape {
 pub struct MapRecordKernel {
     shape: MapShape,
     multiprocessors: u32,
-    forms: [MapForm; 3],
+    forms: [MapForm; 5],
     kernels: Vec<Kernel>,
 }
 
@@ -234,8 +239,8 @@ impl MapRecordKernel {
     pub fn load_form(gpu: &Gpu, shape: MapShape, form: MapForm) -> Result<Self, DeviceError> {
         shape.check()?;
         let kernel = gpu.kernel(&shape.program(form))?;
-        let kernels = vec![kernel.clone(), kernel.clone(), kernel];
-        Ok(Self { shape, multiprocessors: gpu.multiprocessors(), forms: [form; 3], kernels })
+        let kernels = vec![kernel; 5];
+        Ok(Self { shape, multiprocessors: gpu.multiprocessors(), forms: [form; 5], kernels })
     }
 
     /// Maps one layer's batch in stream order.
@@ -333,7 +338,8 @@ mod tests {
         check_refused(MapShape { ranks: 321, ..SHAPE }, "ranks");
         check_refused(MapShape { slots_per_rank: 0, ..SHAPE }, "slots_per_rank");
         check_refused(MapShape { slots_per_rank: 7, ..SHAPE }, "slots");
-        check_refused(MapShape { slots_per_rank: 129, ..SHAPE }, "slots");
+        check_refused(MapShape { slots_per_rank: 97, ..SHAPE }, "slots");
+        check_refused(MapShape { slots_per_rank: 3073, ..SHAPE }, "slots_per_rank");
     }
 
     #[track_caller]
@@ -345,16 +351,19 @@ mod tests {
     fn the_form_follows_the_tokens() {
         check_launch(0, (0, 1));
         check_launch(1, (0, 1));
-        check_launch(33, (0, 2));
-        check_launch(512, (0, 16));
-        check_launch(513, (1, 5));
-        check_launch(16384, (1, 128));
-        check_launch(16385, (2, 33));
-        check_launch(131_072, (2, 132));
+        check_launch(33, (0, 3));
+        check_launch(256, (0, 16));
+        check_launch(257, (1, 17));
+        check_launch(512, (1, 32));
+        check_launch(513, (2, 9));
+        check_launch(3072, (2, 48));
+        check_launch(4096, (3, 16));
+        check_launch(40960, (3, 132));
+        check_launch(131_072, (4, 132));
     }
 
     #[track_caller]
-    fn check_lanes(top_k: u32, ids: IdType, expected: [u32; 3]) {
+    fn check_lanes(top_k: u32, ids: IdType, expected: [u32; 5]) {
         let forms = MapShape { top_k, ids, ..SHAPE }.forms();
         assert_eq!(forms.map(|form| form.lanes), expected);
         assert!(forms.iter().all(|form| top_k.is_multiple_of(form.lanes)));
@@ -362,11 +371,11 @@ mod tests {
 
     #[test]
     fn lanes_divide_the_ids_of_a_token() {
-        check_lanes(4, IdType::I32, [4, 4, 1]);
-        check_lanes(5, IdType::I32, [1, 1, 1]);
-        check_lanes(6, IdType::I64, [2, 2, 2]);
-        check_lanes(8, IdType::I32, [8, 8, 2]);
-        check_lanes(8, IdType::I64, [8, 8, 4]);
-        check_lanes(9, IdType::I64, [1, 1, 1]);
+        check_lanes(4, IdType::I32, [4, 4, 4, 4, 1]);
+        check_lanes(5, IdType::I32, [1; 5]);
+        check_lanes(6, IdType::I64, [2; 5]);
+        check_lanes(8, IdType::I32, [8, 4, 4, 4, 2]);
+        check_lanes(8, IdType::I64, [8, 4, 4, 4, 4]);
+        check_lanes(9, IdType::I64, [1; 5]);
     }
 }

@@ -249,8 +249,6 @@ fn replicas(
             }
         }
     }
-    // Widest first: a segment then always begins at a multiple of its size, and wide ones come together.
-    replicated.sort_by_key(|r| (std::cmp::Reverse(r.log), std::cmp::Reverse(r.lanes.len()), r.expert));
     Ok((kinds, replicated))
 }
 
@@ -281,31 +279,56 @@ fn parts(expert: u16, row: &[(Lane, u32)]) -> Vec<Replicated> {
     segments
 }
 
-/// First fit into colours whose experts share no rank and whose segments fit `lanes`.
+/// Colours whose experts share no rank and whose segments fit `lanes`. Of the experts left, the one whose ranks already
+/// meet the most colours goes next, into the first colour that takes it (Brelaz: New methods to color the vertices of a
+/// graph, CACM 1979); ties go to the one on more ranks.
 fn colour(replicated: &[Replicated], ranks: usize, lanes: usize) -> Vec<Vec<Segment>> {
     struct Colour {
         taken: Vec<bool>,
         used: usize,
-        segments: Vec<Segment>,
+        members: Vec<usize>,
     }
     let mut colours: Vec<Colour> = Vec::new();
-    for r in replicated {
+    let meets = |c: &Colour, r: &Replicated| r.lanes.iter().any(|lane| c.taken[usize::from(lane.rank)]);
+    let mut met = vec![0usize; replicated.len()];
+    let mut left: Vec<usize> = (0..replicated.len()).collect();
+    while let Some(at) = (0..left.len())
+        .max_by_key(|&at| (met[left[at]], replicated[left[at]].lanes.len(), std::cmp::Reverse(left[at])))
+    {
+        let next = left.swap_remove(at);
+        let r = &replicated[next];
         let size = 1 << r.log;
-        let fits = |c: &Colour| {
-            c.used + size <= lanes && r.lanes.iter().all(|lane| !c.taken[usize::from(lane.rank)])
-        };
+        let fits = |c: &Colour| c.used + size <= lanes && !meets(c, r);
         let at = colours.iter().position(fits).unwrap_or_else(|| {
-            colours.push(Colour { taken: vec![false; ranks], used: 0, segments: Vec::new() });
+            colours.push(Colour { taken: vec![false; ranks], used: 0, members: Vec::new() });
             colours.len() - 1
         });
+        let before: Vec<bool> = left.iter().map(|&other| meets(&colours[at], &replicated[other])).collect();
         let colour = &mut colours[at];
         r.lanes.iter().for_each(|lane| colour.taken[usize::from(lane.rank)] = true);
-        let lanes = r.lanes.clone();
-        let Replicated { expert, part, log, .. } = *r;
-        colour.segments.push(Segment { expert, part, at: colour.used, log, warp_log: log, lanes });
         colour.used += size;
+        colour.members.push(next);
+        for (&other, before) in left.iter().zip(before) {
+            met[other] += usize::from(!before && meets(&colours[at], &replicated[other]));
+        }
     }
-    colours.into_iter().map(|colour| colour.segments).collect()
+    colours.into_iter().map(|colour| segments(replicated, colour.members)).collect()
+}
+
+/// Lanes for the members of a colour: the widest first, so that each begins at a multiple of its size.
+fn segments(replicated: &[Replicated], mut members: Vec<usize>) -> Vec<Segment> {
+    members.sort_by_key(|&member| {
+        let r = &replicated[member];
+        (std::cmp::Reverse(r.lanes.len()), r.expert)
+    });
+    let mut used = 0;
+    let segment = |member: usize| {
+        let Replicated { expert, part, log, ref lanes } = replicated[member];
+        let at = used;
+        used += 1 << log;
+        Segment { expert, part, at, log, warp_log: log, lanes: lanes.clone() }
+    };
+    members.into_iter().map(segment).collect()
 }
 
 /// Sets every segment's `warp_log`.

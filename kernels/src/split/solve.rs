@@ -3,7 +3,7 @@
 use super::pack::{Segment, SlotKind, SplitPlan};
 
 /// The over-relaxation that converged in the fewest sweeps on the placements of the benchmark.
-pub const RELAXATION: f32 = 1.7;
+pub const RELAXATION: f32 = 1.65;
 /// The load of a rank that is none.
 const FAR: f32 = 1e30;
 /// Whole tokens are cut from running sums in sixteenths.
@@ -39,7 +39,7 @@ pub fn split(plan: &SplitPlan, counts: &[u32], sweeps: u32, relaxation: f32) -> 
                 let level = level(segment, &others, count, x);
                 let plain: Vec<f32> = others.iter().map(|load| (level - load).max(0.0)).collect();
                 let next = if sweep < sweeps.max(1) {
-                    relaxed(segment, x, &plain, count, relaxation)
+                    relaxed(x, &plain, relaxation)
                 } else {
                     let cut = whole_tokens(&plain, whole);
                     for (lane, &quota) in segment.lanes.iter().zip(&cut) {
@@ -109,14 +109,10 @@ fn newton_level(segment: &Segment, loads: &[f32], count: f32, x: &[f32]) -> f32 
     level
 }
 
-/// An over-relaxed step that keeps every part at or above zero and their sum.
-fn relaxed(segment: &Segment, x: &[f32], plain: &[f32], count: f32, relaxation: f32) -> Vec<f32> {
-    let step = |(x, plain): (&f32, &f32)| x + relaxation * (plain - x);
-    let next: Vec<f32> = x.iter().zip(plain).map(step).collect();
-    if segment.log == 1 {
-        return next.into_iter().map(|part| part.max(0.0).min(count)).collect();
-    }
-    if next.iter().any(|&part| part < 0.0) { plain.to_vec() } else { next }
+/// An over-relaxed step that keeps every part at or above zero. Where that cuts a part, their sum is off until the next
+/// steps, which aim at parts that sum to the count; the last step is plain.
+fn relaxed(x: &[f32], plain: &[f32], relaxation: f32) -> Vec<f32> {
+    x.iter().zip(plain).map(|(x, plain)| (x + relaxation * (plain - x)).max(0.0)).collect()
 }
 
 /// Cuts `whole` tokens where the running sums of `parts` round to.
