@@ -3,7 +3,7 @@
 
 use evenkeel_kernels::device::{
     CopyForm, IdType, Layout, MapShape, Program, compile, compiler_version, empty_program, fingerprint_program,
-    flip_program, plain_copy_program, prefix_program, slot_copy_program, split_program,
+    flip_program, plain_copy_program, plain_read_program, prefix_program, slot_copy_program, split_program,
 };
 
 /// Model shapes: experts, top-k, ranks, slots of a rank. The ends of every accepted range are among them.
@@ -25,6 +25,7 @@ fn programs() -> Vec<Program> {
     let mut programs = vec![
         empty_program(),
         plain_copy_program(),
+        plain_read_program(),
         flip_program(),
         prefix_program(),
         slot_copy_program(CopyForm::BEST),

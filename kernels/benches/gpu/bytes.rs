@@ -76,6 +76,18 @@ pub(crate) fn run(timing: &Timing) {
     let kernel = FingerprintKernel::load(&timing.gpu).expect("the kernel compiles");
     let addresses: Vec<u64> = sources.iter().map(|source| source.address).collect();
     let pointers = timing.upload(&addresses);
+    let read_sums = timing.memory(528 * 512 * 4);
+    let read = |_: usize| {
+        for source in &sources {
+            // SAFETY: the source has that many bytes, and there is a sum for each thread.
+            unsafe {
+                timing.floor.read(timing.stream(), source.address, read_sums.address, EXPERT_BYTES as u64)
+            }
+            .expect("a launch");
+        }
+    };
+    let us = timing.replay(&timing.graph(1, read), 1, true);
+    println!("  plain read, {SLOTS} launches {us:>6.1} us   {:.2}", rate(us, EXPERT_BYTES * SLOTS));
     for slots in [1, 8, SLOTS] {
         let mut sums = timing.memory(8 * SLOTS);
         let launch = |_: usize| {

@@ -34,8 +34,9 @@ fn main() {
     let name = gpu.context().name().unwrap_or_default();
     println!("{name}, {} multiprocessors, NVRTC {:?}", gpu.multiprocessors(), compiler_version());
     let timing = timing::Timing::new(gpu);
-    let gpu_parts: [(&str, fn(&timing::Timing)); 5] = [
+    let gpu_parts: [(&str, fn(&timing::Timing)); 6] = [
         ("tune", map::tune),
+        ("tune", bytes::tune),
         ("map", map::run),
         ("split", split_time::run),
         ("bytes", bytes::run),

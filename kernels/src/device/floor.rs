@@ -1,4 +1,4 @@
-//! What the benchmarks measure against: an empty kernel and a plain copy.
+//! What the benchmarks measure against: an empty kernel, a plain copy and a plain read.
 
 use super::error::{DeviceError, aligned};
 use super::gpu::{Gpu, Kernel, KernelParams, Launch};
@@ -39,17 +39,24 @@ pub fn empty_program() -> Program {
     Program::new("empty", SOURCE, [])
 }
 
-/// The two kernels.
+/// What is compiled for the read.
+pub fn plain_read_program() -> Program {
+    Program::new("plain_read", SOURCE, [])
+}
+
+/// The three kernels.
 #[derive(Debug, Clone)]
 pub struct FloorKernels {
     copy: Kernel,
+    read: Kernel,
     empty: Kernel,
 }
 
 impl FloorKernels {
     /// Compiles, or takes from the cache.
     pub fn load(gpu: &Gpu) -> Result<Self, DeviceError> {
-        Ok(Self { copy: gpu.kernel(&plain_copy_program())?, empty: gpu.kernel(&empty_program())? })
+        let (copy, read) = (gpu.kernel(&plain_copy_program())?, gpu.kernel(&plain_read_program())?);
+        Ok(Self { copy, read, empty: gpu.kernel(&empty_program())? })
     }
 
     /// Does nothing, in stream order.
@@ -77,5 +84,24 @@ impl FloorKernels {
         let launch = Launch { grid: (u32::try_from(blocks).expect("bounded"), 1), block: BLOCK, shared: 0 };
         // SAFETY: `PlainCopyParams` is this kernel's structure; the addresses are the caller's promise.
         unsafe { self.copy.launch(stream, launch, &PlainCopyParams { from, to, vectors }) }
+    }
+
+    /// Reads whole 16-byte vectors, in stream order, with 528 blocks of 512 threads; `sums` gets a word of each thread.
+    ///
+    /// # Safety
+    ///
+    /// `from` is valid for `bytes` and `sums` for 528 * 512 words until the launch has completed.
+    pub unsafe fn read(
+        &self,
+        stream: sys::CUstream,
+        from: u64,
+        sums: u64,
+        bytes: u64,
+    ) -> Result<(), DeviceError> {
+        aligned(NAME, "from", from)?;
+        let launch = Launch { grid: (528, 1), block: 512, shared: 0 };
+        let params = PlainCopyParams { from, to: sums, vectors: bytes / 16 };
+        // SAFETY: `PlainCopyParams` is this kernel's structure; the addresses are the caller's promise.
+        unsafe { self.read.launch(stream, launch, &params) }
     }
 }

@@ -9,6 +9,9 @@ use cudarc::driver::sys;
 const NAME: &str = "map_record";
 const SOURCE: &str = include_str!("../../cuda/map_record.cu");
 
+/// Forms that a launch chooses from.
+const FORMS: usize = 6;
+
 /// Width of the engine's expert ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum IdType {
@@ -155,21 +158,32 @@ impl MapShape {
         1 << self.top_k.trailing_zeros()
     }
 
-    /// The forms that [`MapShape::launch`] chooses from, by rising number of tokens.
-    pub fn forms(&self) -> [MapForm; 5] {
-        let most = self.lanes_max();
-        // A 16-byte access a lane, where the ids of a token divide so.
-        let wide = most.min(self.top_k * self.ids.bytes() / 16).max(1);
-        let wide = 1 << wide.ilog2();
-        // Many mask words need the registers of a smaller block.
-        let block = if self.ranks > 160 { 512 } else { 1024 };
-        let some = most.min(4);
+    /// The forms that [`MapShape::launch`] chooses from, by rising number of tokens: the fastest of those measured on an
+    /// H200 (README.md). Few tokens want many lanes, as a token's ids then do not wait for one another; many tokens
+    /// want few, as every lane repeats what belongs to the token. The bool matrix of many ranks is bound by its stores,
+    /// which neighbouring lanes make whole.
+    pub fn forms(&self) -> [MapForm; FORMS] {
+        let one_word = self.ranks <= 32;
+        let bools = self.layout == Layout::BoolMatrix;
+        let form = |lanes: u32, staged, block: u32| MapForm {
+            lanes: lanes.min(self.lanes_max()),
+            staged,
+            // Many mask words need the registers of a smaller block.
+            block: if self.ranks > 160 { block.min(512) } else { block },
+        };
+        let (many, most) = match self.layout {
+            Layout::None => (form(2, true, 1024), form(2, true, 1024)),
+            Layout::Bitmask => (form(1, true, 512), form(1, true, 1024)),
+            Layout::BoolMatrix if one_word => (form(4, true, 1024), form(2, true, 1024)),
+            Layout::BoolMatrix => (form(8, true, 512), form(8, true, 512)),
+        };
         [
-            MapForm { lanes: most, staged: false, block: 128 },
-            MapForm { lanes: some, staged: false, block: 64 },
-            MapForm { lanes: some, staged: true, block: 256 },
-            MapForm { lanes: some, staged: true, block },
-            MapForm { lanes: wide, staged: true, block },
+            form(8, false, 128),
+            form(4, true, 256),
+            form(4, true, if one_word { 512 } else { 256 }),
+            form(if bools && !one_word { 4 } else { 2 }, true, 512),
+            many,
+            most,
         ]
     }
 
@@ -177,10 +191,11 @@ impl MapShape {
     pub fn launch(&self, tokens: u32, multiprocessors: u32) -> (usize, u32) {
         let form = match tokens {
             0..=256 => 0,
-            257..=512 => 1,
-            513..=3072 => 2,
-            3073..=40960 => 3,
-            _ => 4,
+            257..=3072 => 1,
+            3073..=8192 => 2,
+            8193..=24576 => 3,
+            24577..=98304 => 4,
+            _ => 5,
         };
         (form, self.blocks(self.forms()[form], tokens, multiprocessors))
     }
@@ -222,7 +237,7 @@ impl MapShape {
 pub struct MapRecordKernel {
     shape: MapShape,
     multiprocessors: u32,
-    forms: [MapForm; 5],
+    forms: [MapForm; FORMS],
     kernels: Vec<Kernel>,
 }
 
@@ -239,8 +254,8 @@ impl MapRecordKernel {
     pub fn load_form(gpu: &Gpu, shape: MapShape, form: MapForm) -> Result<Self, DeviceError> {
         shape.check()?;
         let kernel = gpu.kernel(&shape.program(form))?;
-        let kernels = vec![kernel; 5];
-        Ok(Self { shape, multiprocessors: gpu.multiprocessors(), forms: [form; 5], kernels })
+        let kernels = vec![kernel; FORMS];
+        Ok(Self { shape, multiprocessors: gpu.multiprocessors(), forms: [form; FORMS], kernels })
     }
 
     /// Maps one layer's batch in stream order.
@@ -353,29 +368,28 @@ mod tests {
         check_launch(1, (0, 1));
         check_launch(33, (0, 3));
         check_launch(256, (0, 16));
-        check_launch(257, (1, 17));
-        check_launch(512, (1, 32));
-        check_launch(513, (2, 9));
-        check_launch(3072, (2, 48));
-        check_launch(4096, (3, 16));
-        check_launch(40960, (3, 132));
-        check_launch(131_072, (4, 132));
+        check_launch(257, (1, 5));
+        check_launch(3072, (1, 48));
+        check_launch(4096, (2, 32));
+        check_launch(16384, (3, 64));
+        check_launch(65536, (4, 128));
+        check_launch(131_072, (5, 128));
+        check_launch(1_000_000, (5, 132));
     }
 
     #[track_caller]
-    fn check_lanes(top_k: u32, ids: IdType, expected: [u32; 5]) {
-        let forms = MapShape { top_k, ids, ..SHAPE }.forms();
+    fn check_lanes(top_k: u32, expected: [u32; FORMS]) {
+        let forms = MapShape { top_k, ..SHAPE }.forms();
         assert_eq!(forms.map(|form| form.lanes), expected);
         assert!(forms.iter().all(|form| top_k.is_multiple_of(form.lanes)));
     }
 
     #[test]
     fn lanes_divide_the_ids_of_a_token() {
-        check_lanes(4, IdType::I32, [4, 4, 4, 4, 1]);
-        check_lanes(5, IdType::I32, [1; 5]);
-        check_lanes(6, IdType::I64, [2; 5]);
-        check_lanes(8, IdType::I32, [8, 4, 4, 4, 2]);
-        check_lanes(8, IdType::I64, [8, 4, 4, 4, 4]);
-        check_lanes(9, IdType::I64, [1; 5]);
+        check_lanes(4, [4, 4, 4, 2, 1, 1]);
+        check_lanes(5, [1; FORMS]);
+        check_lanes(6, [2, 2, 2, 2, 1, 1]);
+        check_lanes(8, [8, 4, 4, 2, 1, 1]);
+        check_lanes(9, [1; FORMS]);
     }
 }

@@ -22,7 +22,7 @@ pub use compile::{Compiled, Resources, compile, compiler_version};
 pub use error::DeviceError;
 pub use fingerprint::{FingerprintKernel, fingerprint_program};
 pub use flip::{FlipKernel, flip_program};
-pub use floor::{FloorKernels, empty_program, plain_copy_program};
+pub use floor::{FloorKernels, empty_program, plain_copy_program, plain_read_program};
 pub use gpu::{Gpu, Kernel, KernelParams, Launch, gpu_count};
 pub use map_record::{IdType, Layout, MapBuffers, MapForm, MapRecordKernel, MapShape};
 pub use prefix::{PrefixKernel, PrefixShape, prefix_program};
