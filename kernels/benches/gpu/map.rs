@@ -204,8 +204,11 @@ pub(crate) fn tune(timing: &Timing) {
     for (ranks, slots, width, layout) in [
         (32, 9, IdType::I32, Layout::Bitmask),
         (32, 9, IdType::I32, Layout::None),
+        (32, 9, IdType::I64, Layout::None),
+        (32, 9, IdType::I64, Layout::Bitmask),
         (32, 9, IdType::I64, Layout::BoolMatrix),
         (144, 2, IdType::I32, Layout::Bitmask),
+        (144, 2, IdType::I64, Layout::Bitmask),
         (144, 2, IdType::I64, Layout::BoolMatrix),
     ] {
         let of = deployment(ranks, slots, &ids);

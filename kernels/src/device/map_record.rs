@@ -171,11 +171,13 @@ impl MapShape {
             // Many mask words need the registers of a smaller block.
             block: if self.ranks > 160 { block.min(512) } else { block },
         };
-        let (many, most) = match self.layout {
-            Layout::None => (form(2, true, 1024), form(2, true, 1024)),
-            Layout::Bitmask => (form(1, true, 512), form(1, true, 1024)),
-            Layout::BoolMatrix if one_word => (form(4, true, 1024), form(2, true, 1024)),
-            Layout::BoolMatrix => (form(8, true, 512), form(8, true, 512)),
+        let twice = |form: MapForm| (form, form);
+        let (many, most) = match (self.layout, self.ids) {
+            (Layout::None, IdType::I32) => twice(form(2, true, 1024)),
+            (Layout::Bitmask, IdType::I32) => (form(1, true, 512), form(1, true, 1024)),
+            (Layout::Bitmask, IdType::I64) if !one_word => twice(form(2, true, 512)),
+            (Layout::BoolMatrix, _) if !one_word => twice(form(8, true, 512)),
+            _ => (form(4, true, 1024), form(2, true, 1024)),
         };
         [
             form(8, false, 128),
