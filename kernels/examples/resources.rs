@@ -2,8 +2,9 @@
 //! A spilled register fails. Needs the run-time compiler and no GPU: `make test-kernels`.
 
 use evenkeel_kernels::device::{
-    CopyForm, IdType, Layout, MapShape, Program, compile, compiler_version, empty_program, fingerprint_program,
-    flip_program, plain_copy_program, plain_read_program, prefix_program, slot_copy_program, split_program,
+    CopyForm, IdType, Layout, MapShape, Program, compile, compiler_version, empty_program,
+    fingerprint_program, flip_program, plain_copy_program, plain_read_program, prefix_program,
+    slot_copy_program, split_program,
 };
 
 /// Model shapes: experts, top-k, ranks, slots of a rank. The ends of every accepted range are among them.

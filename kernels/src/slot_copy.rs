@@ -30,7 +30,9 @@ pub enum CopyError {
         other: usize,
     },
     /// No bytes, or more than there are.
-    #[error("[slot_copy_bytes] copy {index} has {bytes} bytes: at least 1 is needed, and the end must not wrap")]
+    #[error(
+        "[slot_copy_bytes] copy {index} has {bytes} bytes: at least 1 is needed, and the end must not wrap"
+    )]
     Bytes {
         /// Index of the copy.
         index: usize,

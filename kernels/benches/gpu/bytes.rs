@@ -21,7 +21,9 @@ pub(crate) fn run(timing: &Timing) {
     let mut destinations: Vec<_> = (0..SLOTS).map(|_| timing.memory(EXPERT_BYTES)).collect();
     let rate = |us: f64, bytes: usize| bytes as f64 / us / 1e6;
 
-    println!("\nslot_copy: {SLOTS} slots of {EXPERT_BYTES} bytes in one launch, TB/s read and written together");
+    println!(
+        "\nslot_copy: {SLOTS} slots of {EXPERT_BYTES} bytes in one launch, TB/s read and written together"
+    );
     let driver = |_: usize| {
         for (source, destination) in sources.iter().zip(&destinations) {
             // SAFETY: both have that many bytes.

@@ -17,7 +17,8 @@ pub(crate) fn run(timing: &Timing) {
     let mut taken = unsafe { context.alloc_pinned::<u32>(LAYERS) }.expect("pinned memory");
     armed.as_mut_slice().expect("host memory").fill(0);
     taken.as_mut_slice().expect("host memory").fill(0);
-    let (armed_at, taken_at) = (armed.as_mut_ptr().expect("host memory"), taken.as_mut_ptr().expect("host memory"));
+    let (armed_at, taken_at) =
+        (armed.as_mut_ptr().expect("host memory"), taken.as_mut_ptr().expect("host memory"));
     let active = timing.memory(4 * LAYERS);
     let launch = |_: usize| {
         let layers = LAYERS as u32;

@@ -10,7 +10,8 @@ pub(crate) fn ids(tokens: usize, experts: usize, top_k: usize, seed: u64) -> Vec
     let mut arrivals: Vec<(f64, i32)> = Vec::with_capacity(experts);
     for _ in 0..tokens {
         arrivals.clear();
-        arrivals.extend((0i32..).zip(&weights).map(|(expert, weight)| (-draw.uniform().ln() / weight, expert)));
+        arrivals
+            .extend((0i32..).zip(&weights).map(|(expert, weight)| (-draw.uniform().ln() / weight, expert)));
         arrivals.select_nth_unstable_by(top_k - 1, |a, b| a.0.total_cmp(&b.0));
         ids.extend(arrivals[..top_k].iter().map(|(_, expert)| expert));
     }

@@ -13,6 +13,9 @@ mod timing;
 
 use evenkeel_kernels::device::{CubinCache, DeviceError, Gpu, compiler_version};
 
+/// A name, and what it measures.
+type Part = (&'static str, fn(&timing::Timing));
+
 fn main() {
     // Cargo passes flags of its own.
     let parts: Vec<String> = std::env::args().skip(1).filter(|part| !part.starts_with('-')).collect();
@@ -34,7 +37,7 @@ fn main() {
     let name = gpu.context().name().unwrap_or_default();
     println!("{name}, {} multiprocessors, NVRTC {:?}", gpu.multiprocessors(), compiler_version());
     let timing = timing::Timing::new(gpu);
-    let gpu_parts: [(&str, fn(&timing::Timing)); 6] = [
+    let gpu_parts: [Part; 6] = [
         ("tune", map::tune),
         ("tune", bytes::tune),
         ("map", map::run),

@@ -64,7 +64,14 @@ impl Node {
     }
 
     /// One launch into poisoned outputs, compared with the reference.
-    fn check(&mut self, timing: &Timing, kernel: &MapRecordKernel, shape: &MapShape, of: &Deployment, tokens: usize) {
+    fn check(
+        &mut self,
+        timing: &Timing,
+        kernel: &MapRecordKernel,
+        shape: &MapShape,
+        of: &Deployment,
+        tokens: usize,
+    ) {
         timing.poison(&mut self.physical);
         timing.poison(&mut self.in_rank);
         timing.zero(&mut self.counts);
@@ -100,7 +107,11 @@ impl Node {
 }
 
 fn mapped<I: ExpertIndex>(of: &Deployment, ids: &[I]) -> Mapped<I> {
-    map_with_layout(&of.table, of.ranks as usize, IdBatch { ids, top_k: TOP_K, valid: usize::MAX, salt: SALT })
+    map_with_layout(
+        &of.table,
+        of.ranks as usize,
+        IdBatch { ids, top_k: TOP_K, valid: usize::MAX, salt: SALT },
+    )
 }
 
 fn deployment(ranks: usize, slots_per_rank: usize, ids: &[i32]) -> Deployment {
@@ -139,7 +150,9 @@ fn table(timing: &Timing, of: &Deployment, cold: bool) {
     let how = if cold { "cold" } else { "warm" };
     let (ranks, slots) = (of.ranks, of.slots_per_rank);
     heading(&format!("map_record, {ranks}x{slots}, {how}: us per node of a {NODES}-node graph"), tokens);
-    row("empty node", tokens.iter().map(|_| timing.per_node(cold, |_| timing.floor.empty(timing.stream()).expect("a launch"))));
+    // SAFETY: the stream is this GPU's.
+    let empty = || unsafe { timing.floor.empty(timing.stream()) }.expect("a launch");
+    row("empty node", tokens.iter().map(|_| timing.per_node(cold, |_| empty())));
     let variants = [
         ("i32", IdType::I32, Layout::None),
         ("i32, bitmask", IdType::I32, Layout::Bitmask),
@@ -221,7 +234,8 @@ pub(crate) fn tune(timing: &Timing) {
                 [(false, 64), (false, 128), (false, 256), (true, 256), (true, 512), (true, 1024)]
             {
                 let form = MapForm { lanes, staged, block };
-                let kernel = MapRecordKernel::load_form(&timing.gpu, shape, form).expect("the kernel compiles");
+                let kernel =
+                    MapRecordKernel::load_form(&timing.gpu, shape, form).expect("the kernel compiles");
                 let multiprocessors = timing.gpu.multiprocessors();
                 let resident = multiprocessors * (1024 / block);
                 let grids: &[u32] = if staged { &[resident, resident * 2] } else { &[u32::MAX] };
@@ -235,13 +249,23 @@ pub(crate) fn tune(timing: &Timing) {
                             let blocks = all.min(grid);
                             // SAFETY: buffers of this shape and number of tokens.
                             unsafe {
-                                kernel.launch_blocks(timing.stream(), &node.buffers(), tokens as u32, 0, blocks)
+                                kernel.launch_blocks(
+                                    timing.stream(),
+                                    &node.buffers(),
+                                    tokens as u32,
+                                    0,
+                                    blocks,
+                                )
                             }
                             .expect("a launch");
                         })
                     };
                     let times: Vec<f64> = tokens.iter().zip(&nodes).map(time).collect();
-                    let name = format!("l{lanes} {} b{block} g{}", if staged { "staged" } else { "direct" }, grid.min(9999));
+                    let name = format!(
+                        "l{lanes} {} b{block} g{}",
+                        if staged { "staged" } else { "direct" },
+                        grid.min(9999)
+                    );
                     for (best, &time) in best.iter_mut().zip(&times) {
                         if time < best.0 {
                             *best = (time, name.clone());

@@ -25,14 +25,14 @@ pub(crate) const SPLIT_CASES: [SplitCase; 10] = {
     [
         case(32, 9, 0.5, 13),
         case(32, 9, 1.0, 13),
-        case(32, 10, 0.5, 8),
-        case(32, 10, 1.0, 8),
-        case(64, 5, 0.5, 15),
+        case(32, 10, 0.5, 9),
+        case(32, 10, 1.0, 9),
+        case(64, 5, 0.5, 17),
         case(64, 5, 1.0, 14),
         case(144, 2, 0.5, 1),
         case(144, 2, 1.0, 1),
         case(144, 4, 0.5, 13),
-        case(144, 4, 1.0, 19),
+        case(144, 4, 1.0, 21),
     ]
 };
 
@@ -57,11 +57,8 @@ impl SplitCase {
     pub(crate) fn place(&self, seed: u64) -> PlacedLayer {
         let mut draw = SplitMix64::new(seed);
         let loads: Vec<f64> = (0..EXPERTS).map(|_| draw.log_normal(self.sigma)).collect();
-        let rank = |rank: usize| RankSpec {
-            slots: self.slots_per_rank as u16,
-            speed: 1.0,
-            node: (rank / 8) as u16,
-        };
+        let rank =
+            |rank: usize| RankSpec { slots: self.slots_per_rank as u16, speed: 1.0, node: (rank / 8) as u16 };
         let deployment = Deployment::new((0..self.ranks).map(rank).collect(), 1).expect("a valid deployment");
         let table = ExpertLoads::new(std::slice::from_ref(&loads)).expect("valid loads");
         let planned = plan_layers(&deployment, &table, None, &PlanOptions::default()).expect("a plan");

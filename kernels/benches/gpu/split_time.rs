@@ -52,7 +52,9 @@ fn layer(timing: &Timing, case: &SplitCase, seed: u64, cold: bool) -> (f64, Vec<
 }
 
 pub(crate) fn run(timing: &Timing) {
-    println!("\nsplit on the GPU: us per node of a {BATCHES}-node graph, {LAYERS} layers; gap of the same batches to");
+    println!(
+        "\nsplit on the GPU: us per node of a {BATCHES}-node graph, {LAYERS} layers; gap of the same batches to"
+    );
     println!("the exact whole-token optimum in percent, noise .1 and .2 together");
     println!("  case          sweeps   us median   us worst layer   us cold   gap median / p99");
     for case in SPLIT_CASES {

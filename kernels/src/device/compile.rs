@@ -54,13 +54,10 @@ impl Drop for Open {
 /// Compiles for `arch` (`sm_90a`).
 pub fn compile(program: &Program, arch: &str) -> Result<Compiled, DeviceError> {
     compiler_version()?;
-    let failed =
-        |log: String| DeviceError::Compile { kernel: program.name, arch: arch.to_owned(), log };
+    let failed = |log: String| DeviceError::Compile { kernel: program.name, arch: arch.to_owned(), log };
     let text = CString::new(program.text()).expect("sources hold no zero byte");
     let name = CString::new(format!("{}.cu", program.name)).expect("names hold no zero byte");
-    let open = Open(
-        result::create_program(&text, Some(&name)).map_err(|error| failed(error.to_string()))?,
-    );
+    let open = Open(result::create_program(&text, Some(&name)).map_err(|error| failed(error.to_string()))?);
     // SAFETY: `open` is a live program; its source and name outlive it.
     let done = unsafe { result::compile_program(open.0, &program.options(arch)) };
     // SAFETY: as above; a failed compilation has a log too.

@@ -4,7 +4,9 @@
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
     /// The machine has no NVIDIA driver.
-    #[error("[gpu_no_driver] libcuda cannot be loaded: install the NVIDIA driver, or use the simulated worker")]
+    #[error(
+        "[gpu_no_driver] libcuda cannot be loaded: install the NVIDIA driver, or use the simulated worker"
+    )]
     NoDriver,
     /// The machine has no run-time compiler.
     #[error(

@@ -60,8 +60,12 @@ impl FloorKernels {
     }
 
     /// Does nothing, in stream order.
-    pub fn empty(&self, stream: sys::CUstream) -> Result<(), DeviceError> {
-        // SAFETY: the kernel takes no argument and touches no memory; `stream` is used only by the driver.
+    ///
+    /// # Safety
+    ///
+    /// `stream` belongs to this GPU's context.
+    pub unsafe fn empty(&self, stream: sys::CUstream) -> Result<(), DeviceError> {
+        // SAFETY: the kernel takes no argument and touches no memory; the stream is the caller's promise.
         unsafe { self.empty.launch(stream, Launch { grid: (1, 1), block: 32, shared: 0 }, &empty_params()) }
     }
 

@@ -150,7 +150,8 @@ impl SlotCopyKernel {
         aligned(NAME, "segments", segments)?;
         let count = u32::try_from(plan.segments.len()).expect("at most 65536");
         let params = SlotCopyParams { segments, chunks: plan.chunks, count, reserved: 0 };
-        let launch = Launch { grid: (plan.blocks(self.multiprocessors), 1), block: self.form.block, shared: 0 };
+        let launch =
+            Launch { grid: (plan.blocks(self.multiprocessors), 1), block: self.form.block, shared: 0 };
         // SAFETY: `SlotCopyParams` is this kernel's structure; the addresses are the caller's promise.
         unsafe { self.kernel.launch(stream, launch, &params) }
     }

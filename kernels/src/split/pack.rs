@@ -25,7 +25,9 @@ pub enum SplitError {
         most: usize,
     },
     /// Slots that do not divide over the ranks.
-    #[error("[split_slots_not_divisible] {slots} slots do not divide over {ranks} ranks: give every rank as many")]
+    #[error(
+        "[split_slots_not_divisible] {slots} slots do not divide over {ranks} ranks: give every rank as many"
+    )]
     NotDivisible {
         /// Slots.
         slots: usize,
@@ -92,7 +94,7 @@ pub(super) struct Part {
 impl Part {
     /// Tokens of the part; the parts of an expert sum to its count.
     pub(super) fn of(self, count: u32) -> u32 {
-        let upto = |point: u32| (u64::from(count) * u64::from(point) >> 16) as u32;
+        let upto = |point: u32| ((u64::from(count) * u64::from(point)) >> 16) as u32;
         upto(self.to) - upto(self.from)
     }
 }
@@ -132,7 +134,11 @@ impl SplitPlan {
     /// Packs `[slots]` of expert (`None` is empty) and share in units of 1/65536, slots numbered rank after rank.
     pub fn new(experts: usize, ranks: usize, slots: &[(Option<usize>, u32)]) -> Result<Self, SplitError> {
         let within = |field, value, most| {
-            if (1..=most).contains(&value) { Ok(()) } else { Err(SplitError::OutOfRange { field, value, most }) }
+            if (1..=most).contains(&value) {
+                Ok(())
+            } else {
+                Err(SplitError::OutOfRange { field, value, most })
+            }
         };
         within("experts", experts, EXPERTS_MAX)?;
         within("ranks", ranks, RANKS_MAX)?;
@@ -268,7 +274,8 @@ fn parts(expert: u16, row: &[(Lane, u32)]) -> Vec<Replicated> {
         let part = Part { from, to: (to as u32).clamp(from + 1, most) };
         from = part.to;
         let start = |share: u32| if own == 0 { 1.0 / lanes.len() as f32 } else { share as f32 / own as f32 };
-        let lanes: Vec<Lane> = lanes.iter().map(|&(lane, share)| Lane { start: start(share), ..lane }).collect();
+        let lanes: Vec<Lane> =
+            lanes.iter().map(|&(lane, share)| Lane { start: start(share), ..lane }).collect();
         Replicated { expert, part, log: lanes.len().next_power_of_two().ilog2(), lanes }
     });
     let mut segments: Vec<Replicated> = segments.collect();

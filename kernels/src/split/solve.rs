@@ -34,8 +34,12 @@ pub fn split(plan: &SplitPlan, counts: &[u32], sweeps: u32, relaxation: f32) -> 
             for (segment, x) in colour.iter().zip(x) {
                 let whole = segment.part.of(counts[usize::from(segment.expert)]);
                 let count = whole as f32;
-                let others: Vec<f32> =
-                    segment.lanes.iter().zip(&*x).map(|(lane, x)| loads[usize::from(lane.rank)] - x).collect();
+                let others: Vec<f32> = segment
+                    .lanes
+                    .iter()
+                    .zip(&*x)
+                    .map(|(lane, x)| loads[usize::from(lane.rank)] - x)
+                    .collect();
                 let level = level(segment, &others, count, x);
                 let plain: Vec<f32> = others.iter().map(|load| (level - load).max(0.0)).collect();
                 let next = if sweep < sweeps.max(1) {

@@ -26,7 +26,8 @@ fn check_copy(gpu: &Gpu, kernel: &SlotCopyKernel, draw: &mut SplitMix64, copies:
     slot_copy(&mut expected, &moves).unwrap();
     let on_device = Buffer::of(gpu, &memory);
     let at = on_device.address();
-    let moved = |m: &SlotMove| SlotMove { source: at + m.source, destination: at + m.destination, bytes: m.bytes };
+    let moved =
+        |m: &SlotMove| SlotMove { source: at + m.source, destination: at + m.destination, bytes: m.bytes };
     let plan = CopyPlan::new(&moves.iter().map(moved).collect::<Vec<_>>()).unwrap();
     let segments = Buffer::of(gpu, &plan.device_bytes());
     unsafe { kernel.launch(gpu.stream().cu_stream(), &plan, segments.address()) }.unwrap();

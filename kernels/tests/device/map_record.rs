@@ -1,7 +1,9 @@
 use crate::gpu::{Buffer, POISON, below, cases, gpu, placement};
 use cudarc::driver::DeviceRepr;
 use evenkeel_kernels::DispatchTable;
-use evenkeel_kernels::device::{DeviceError, Gpu, IdType, Layout, MapBuffers, MapForm, MapRecordKernel, MapShape};
+use evenkeel_kernels::device::{
+    DeviceError, Gpu, IdType, Layout, MapBuffers, MapForm, MapRecordKernel, MapShape,
+};
 use evenkeel_kernels::layout::{ExpertIndex, IdBatch, bool_matrix, map_with_layout};
 use evenkeel_simulate::expert_loads::SplitMix64;
 
@@ -104,7 +106,13 @@ fn check<I: Id>(gpu: &Gpu, kernel: &MapRecordKernel, shape: MapShape, of: Batch,
     assert!(in_rank.read(gpu) == bytes, "token in rank: {case}");
 }
 
-fn check_shape(gpu: &Gpu, kernel: &MapRecordKernel, shape: MapShape, tokens: &[usize], draw: &mut SplitMix64) {
+fn check_shape(
+    gpu: &Gpu,
+    kernel: &MapRecordKernel,
+    shape: MapShape,
+    tokens: &[usize],
+    draw: &mut SplitMix64,
+) {
     for &tokens in tokens {
         let valid = if below(draw, 2) == 0 { tokens } else { below(draw, tokens + 1) };
         let of = Batch { tokens, valid, salt: draw.next_u64() as u32, second_buffer: below(draw, 2) == 1 };
@@ -182,13 +190,21 @@ fn what_is_out_of_range_is_refused_at_the_launcher() {
         layout: Layout::None,
     };
     let kernel = MapRecordKernel::load(&gpu, shape).unwrap();
-    let buffers =
-        MapBuffers { ids: 16, physical: 16, in_rank: 0, counts: 16, tables: 16, active: 4, step: 4, faults: 4 };
-    let refused = |buffers: MapBuffers, tokens| {
-        match unsafe { kernel.launch(gpu.stream().cu_stream(), &buffers, tokens) } {
-            Err(DeviceError::OutOfRange { field, .. }) => field,
-            other => panic!("{other:?}"),
-        }
+    let buffers = MapBuffers {
+        ids: 16,
+        physical: 16,
+        in_rank: 0,
+        counts: 16,
+        tables: 16,
+        active: 4,
+        step: 4,
+        faults: 4,
+    };
+    let refused = |buffers: MapBuffers, tokens| match unsafe {
+        kernel.launch(gpu.stream().cu_stream(), &buffers, tokens)
+    } {
+        Err(DeviceError::OutOfRange { field, .. }) => field,
+        other => panic!("{other:?}"),
     };
     assert_eq!(refused(buffers, (1 << 24) + 1), "tokens");
     assert_eq!(refused(MapBuffers { ids: 20, ..buffers }, 4), "ids");
