@@ -131,3 +131,106 @@ fn whole_tokens(parts: &[f32], whole: u32) -> Vec<u32> {
     });
     cut.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SWEEPS: u32 = 20;
+
+    /// Ranks of two slots: `pairs` says which two experts each holds.
+    fn plan(experts: usize, pairs: &[(usize, usize)]) -> SplitPlan {
+        let mut replicas = vec![0u32; experts];
+        pairs.iter().for_each(|&(a, b)| {
+            replicas[a] += 1;
+            replicas[b] += 1;
+        });
+        let slot = |expert: usize| (Some(expert), 65536 / replicas[expert]);
+        let slots: Vec<_> = pairs.iter().flat_map(|&(a, b)| [slot(a), slot(b)]).collect();
+        SplitPlan::new(experts, pairs.len(), &slots).unwrap()
+    }
+
+    fn loads(plan: &SplitPlan, quotas: &[u32]) -> Vec<u32> {
+        quotas.chunks(plan.slots() / plan.ranks()).map(|rank| rank.iter().sum()).collect()
+    }
+
+    #[track_caller]
+    fn check(pairs: &[(usize, usize)], counts: &[u32], sweeps: u32, expected: &[u32]) {
+        let plan = plan(counts.len(), pairs);
+        let quotas = split(&plan, counts, sweeps, RELAXATION);
+        assert_eq!(loads(&plan, &quotas), expected, "{quotas:?}");
+    }
+
+    #[test]
+    fn one_replicated_expert_is_filled_exactly_in_one_sweep() {
+        check(&[(0, 1), (0, 2)], &[10, 4, 8], 1, &[11, 11]);
+        check(&[(0, 1), (0, 2)], &[10, 0, 20], 1, &[10, 20]);
+        check(&[(0, 1), (0, 2), (0, 3)], &[9, 3, 0, 6], 1, &[6, 6, 6]);
+        check(&[(0, 1), (0, 2)], &[0, 0, 0], 1, &[0, 0]);
+    }
+
+    #[test]
+    fn chains_of_experts_reach_the_common_level() {
+        // Expert 0 is on ranks 0 and 1, expert 1 on ranks 1 and 2, expert 2 on ranks 2 and 0.
+        check(&[(0, 2), (0, 1), (1, 2)], &[300, 0, 0], SWEEPS, &[150, 150, 0]);
+        check(&[(0, 2), (0, 1), (1, 2)], &[200, 50, 50], SWEEPS, &[100, 100, 100]);
+    }
+
+    #[test]
+    fn a_rank_above_the_level_gets_nothing_more() {
+        let plan = plan(3, &[(0, 1), (0, 2)]);
+        assert_eq!(split(&plan, &[5, 100, 0], 3, RELAXATION), [0, 100, 5, 0]);
+    }
+
+    /// A random layer: the slots of each rank, every expert somewhere.
+    fn layer() -> impl Strategy<Value = (usize, Vec<(Option<usize>, u32)>, Vec<u32>)> {
+        (2usize..40, 2usize..40, 0usize..60).prop_flat_map(|(ranks, experts, extra)| {
+            let slots_per_rank = (experts + extra).div_ceil(ranks);
+            let slots = ranks * slots_per_rank;
+            let held = prop::collection::vec(0..experts, slots);
+            (Just(ranks), held, prop::collection::vec(0u32..5000, experts)).prop_map(
+                |(ranks, mut held, counts)| {
+                    (0..counts.len()).for_each(|expert| held[expert] = expert);
+                    let slots = held.into_iter().map(|expert| (Some(expert), 1000)).collect();
+                    (ranks, slots, counts)
+                },
+            )
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn every_token_gets_a_slot_of_its_expert((ranks, slots, counts) in layer(), sweeps in 1u32..12) {
+            let Ok(plan) = SplitPlan::new(counts.len(), ranks, &slots) else { return Ok(()) };
+            let quotas = split(&plan, &counts, sweeps, RELAXATION);
+            let mut given = vec![0; counts.len()];
+            for ((expert, _), quota) in slots.iter().zip(&quotas) {
+                given[expert.unwrap()] += quota;
+            }
+            prop_assert_eq!(given, counts);
+        }
+
+        #[test]
+        fn more_sweeps_are_no_worse_and_none_beats_the_bound((ranks, slots, counts) in layer()) {
+            // No split is better than the mean, and none better than the load that a single rank cannot give away.
+            let Ok(plan) = SplitPlan::new(counts.len(), ranks, &slots) else { return Ok(()) };
+            let most = |sweeps| loads(&plan, &split(&plan, &counts, sweeps, RELAXATION)).into_iter().max().unwrap();
+            let slots_per_rank = slots.len() / ranks;
+            let ranks_of = |expert: usize| {
+                let held = slots.iter().enumerate().filter(move |(_, slot)| slot.0 == Some(expert));
+                held.map(|(slot, _)| slot / slots_per_rank).collect::<std::collections::BTreeSet<_>>()
+            };
+            let mut own = vec![0u32; ranks];
+            for (expert, &count) in counts.iter().enumerate() {
+                if let [only] = ranks_of(expert).into_iter().collect::<Vec<_>>()[..] {
+                    own[only] += count;
+                }
+            }
+            let bound = counts.iter().sum::<u32>().div_ceil(ranks as u32).max(own.into_iter().max().unwrap());
+            prop_assert!(most(200) >= bound);
+            // Rounding costs less than a token a replica.
+            prop_assert!(most(200) <= most(1) + slots_per_rank as u32);
+        }
+    }
+}
