@@ -183,8 +183,11 @@ mod tests {
         assert_eq!(split(&plan, &[5, 100, 0], 3, RELAXATION), [0, 100, 5, 0]);
     }
 
+    /// Ranks, the expert and share of each slot, counts.
+    type Layer = (usize, Vec<(Option<usize>, u32)>, Vec<u32>);
+
     /// A random layer: the slots of each rank, every expert somewhere.
-    fn layer() -> impl Strategy<Value = (usize, Vec<(Option<usize>, u32)>, Vec<u32>)> {
+    fn layer() -> impl Strategy<Value = Layer> {
         (2usize..40, 2usize..40, 0usize..60).prop_flat_map(|(ranks, experts, extra)| {
             let slots_per_rank = (experts + extra).div_ceil(ranks);
             let slots = ranks * slots_per_rank;
