@@ -166,8 +166,11 @@ impl Layout {
         }
     }
 
-    /// Places every replica and scores the result; `None` when one finds no device.
+    /// Places every replica and scores the result; `None` when one finds no device or a slot stays empty.
     fn fill(&mut self, loads: &[f64], counts: &[u32]) -> Option<f32> {
+        if counts.iter().sum::<u32>() as usize != self.slots.len() {
+            return None;
+        }
         self.order.clear();
         let sized = (0u32..).zip(loads.iter().zip(counts));
         self.order.extend(sized.map(|(expert, (&load, &count))| {

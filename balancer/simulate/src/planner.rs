@@ -1,0 +1,311 @@
+//! One seat for every planner of expert placements, so that all run on the same input and are judged by `score`.
+
+use crate::baselines::deployment::{self, DeploymentError};
+use crate::baselines::eplb::Eplb;
+use crate::baselines::flashlb::FlashLb;
+use crate::baselines::sglang_zigzag::SglangZigzag;
+use crate::baselines::swift::Swift;
+use crate::baselines::tensorrt_llm::TensorRtLlm;
+use crate::score;
+use evenkeel_core::experts::{Deployment, ExpertLoads, InputError, PlanOptions, SplitKind, plan_layers};
+use evenkeel_core::ids::ExpertId;
+use std::ops::Range;
+
+/// What is planned for.
+#[derive(Debug, Clone, Copy)]
+pub struct Problem<'a> {
+    /// The GPUs.
+    pub deployment: &'a Deployment,
+    /// `[layers][experts]`.
+    pub loads: &'a ExpertLoads,
+    /// What runs, and the loads that it was planned for; `None` at the start.
+    pub running: Option<Running<'a>>,
+}
+
+/// The running plan.
+#[derive(Debug, Clone, Copy)]
+pub struct Running<'a> {
+    /// `[layers][slots]`.
+    pub slots: &'a [Vec<Option<ExpertId>>],
+    /// `[layers][experts]`.
+    pub solved_for: &'a ExpertLoads,
+}
+
+/// One layer of a plan.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlacedLayer {
+    /// `[slots]`.
+    pub slots: Vec<Option<ExpertId>>,
+    /// `[slots]`: the part of its expert's load that the slot gets; `None`: even parts.
+    pub share: Option<Vec<f64>>,
+    /// The planner's own lower bound of the imbalance, where it gives one.
+    pub bound: Option<f64>,
+}
+
+/// Why there is no plan.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum PlannerError {
+    /// The peer cannot plan for this deployment.
+    #[error(transparent)]
+    Deployment(#[from] DeploymentError),
+    /// The core refuses the input.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// The peer knows equal GPUs only.
+    #[error("the ranks differ in slots or speed: this planner knows equal ranks only")]
+    UnequalRanks,
+    /// The peer knows full slots only.
+    #[error("layer {layer} has empty slots in the running placement: this planner knows full ones only")]
+    EmptySlots {
+        /// The layer.
+        layer: usize,
+    },
+}
+
+/// A planner of expert placements. Layers are independent, but a planner may decide over all that it is given.
+pub trait Planner: Sync {
+    /// As the tables name it.
+    fn name(&self) -> &'static str;
+
+    /// Whether it starts from the running plan and its result depends on it.
+    fn repairs(&self) -> bool {
+        false
+    }
+
+    /// Plans layers one after another, on the caller's thread.
+    fn plan_range(
+        &self,
+        problem: &Problem<'_>,
+        layers: Range<usize>,
+    ) -> Result<Vec<PlacedLayer>, PlannerError>;
+
+    /// Plans every layer on this many threads.
+    fn plan(&self, problem: &Problem<'_>, threads: usize) -> Result<Vec<PlacedLayer>, PlannerError> {
+        let layers = problem.loads.layers();
+        if threads <= 1 {
+            return self.plan_range(problem, 0..layers);
+        }
+        let of_thread = |thread: usize| layers * thread / threads..layers * (thread + 1) / threads;
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads)
+                .map(|thread| scope.spawn(move || self.plan_range(problem, of_thread(thread))))
+                .collect();
+            let mut placed = self.plan_range(problem, of_thread(0))?;
+            for other in others {
+                placed.extend(other.join().expect("planners do not panic")?);
+            }
+            Ok(placed)
+        })
+    }
+}
+
+/// Evenkeel's own planner.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evenkeel {
+    /// As the tables name it.
+    pub name: &'static str,
+    /// The split and the budgets.
+    pub options: PlanOptions,
+}
+
+impl Evenkeel {
+    /// Plans with shares.
+    pub fn weighted() -> Self {
+        Self { name: "Evenkeel", options: PlanOptions::default() }
+    }
+
+    /// Plans for engines that split evenly.
+    pub fn even() -> Self {
+        let options = PlanOptions { split: SplitKind::Even, ..PlanOptions::default() };
+        Self { name: "Evenkeel --even", options }
+    }
+}
+
+impl Planner for Evenkeel {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn plan_range(
+        &self,
+        problem: &Problem<'_>,
+        layers: Range<usize>,
+    ) -> Result<Vec<PlacedLayer>, PlannerError> {
+        assert_eq!(layers, 0..problem.loads.layers(), "the core plans all layers at once");
+        self.plan(problem, 1)
+    }
+
+    /// With the core's own threads.
+    fn plan(&self, problem: &Problem<'_>, threads: usize) -> Result<Vec<PlacedLayer>, PlannerError> {
+        let options = PlanOptions { threads, ..self.options.clone() };
+        let current = problem.running.map(|running| running.slots);
+        let planned = plan_layers(problem.deployment, problem.loads, current, &options)?;
+        let placed = |layer: evenkeel_core::experts::PlannedLayer| PlacedLayer {
+            slots: layer.physical_to_logical,
+            share: (options.split == SplitKind::Weighted).then_some(layer.share),
+            bound: Some(layer.bound),
+        };
+        Ok(planned.into_iter().map(placed).collect())
+    }
+}
+
+/// The planners that others run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// DeepSeek's EPLB, by groups and nodes where they divide; vLLM and SGLang `deepseek` give the same balance.
+    Eplb,
+    /// The same as one node and one group.
+    EplbGlobal,
+    /// SGLang's `deepseek_vec`.
+    SglangZigzag,
+    /// TensorRT-LLM's heaps.
+    TensorRtLlm,
+    /// vLLM-Ascend's FlashLB, for one window.
+    FlashLb,
+    /// vLLM-Ascend's Swift, when a change is made only as the policy's own verdict says.
+    Swift,
+    /// The same as vLLM-Ascend's worker runs it: the verdict is dropped.
+    SwiftAlways,
+}
+
+impl Peer {
+    /// All of them.
+    pub const ALL: [Peer; 7] = [
+        Peer::Eplb,
+        Peer::EplbGlobal,
+        Peer::SglangZigzag,
+        Peer::TensorRtLlm,
+        Peer::FlashLb,
+        Peer::Swift,
+        Peer::SwiftAlways,
+    ];
+}
+
+impl Planner for Peer {
+    fn name(&self) -> &'static str {
+        match self {
+            Peer::Eplb => "EPLB (DeepSeek)",
+            Peer::EplbGlobal => "EPLB, global",
+            Peer::SglangZigzag => "SGLang deepseek_vec",
+            Peer::TensorRtLlm => "TensorRT-LLM",
+            Peer::FlashLb => "FlashLB-like",
+            Peer::Swift => "Swift-like",
+            Peer::SwiftAlways => "Swift-like, verdict dropped",
+        }
+    }
+
+    fn repairs(&self) -> bool {
+        matches!(self, Peer::FlashLb | Peer::Swift | Peer::SwiftAlways)
+    }
+
+    fn plan_range(
+        &self,
+        problem: &Problem<'_>,
+        layers: Range<usize>,
+    ) -> Result<Vec<PlacedLayer>, PlannerError> {
+        let (deployment, loads) = (uniform(problem.deployment)?, problem.loads);
+        let (experts, replicas) = (loads.experts(), deployment.replicas);
+        let rows = layers.clone().map(|layer| loads.layer(layer));
+        let mut slots = vec![0; replicas];
+        let mut narrow = Vec::with_capacity(experts);
+        Ok(match self {
+            Peer::Eplb | Peer::EplbGlobal => {
+                let global = if *self == Peer::Eplb { deployment } else { deployment.global() };
+                let mut eplb = Eplb::new(experts, global)?;
+                let place = |row| {
+                    round_to_f32(row, &mut narrow);
+                    eplb.place(&narrow, &mut slots);
+                    placed(&slots)
+                };
+                rows.map(place).collect()
+            }
+            Peer::SglangZigzag => {
+                let mut zigzag = SglangZigzag::new(experts, deployment)?;
+                let place = |row| {
+                    round_to_f32(row, &mut narrow);
+                    zigzag.place(&narrow, &mut slots);
+                    placed(&slots)
+                };
+                rows.map(place).collect()
+            }
+            Peer::TensorRtLlm => {
+                let mut heaps = TensorRtLlm::new(experts, deployment)?;
+                let place = |row| {
+                    heaps.place(row, &mut slots);
+                    placed(&slots)
+                };
+                rows.map(place).collect()
+            }
+            Peer::FlashLb => {
+                let flash = FlashLb::new(experts, deployment)?;
+                let mut plan = Vec::with_capacity(layers.len());
+                for layer in layers {
+                    let running = running(problem, layer, replicas)?;
+                    let due = is_due(&flash, problem, layer);
+                    let new = due.then(|| flash.place(loads.layer(layer), &running)).flatten();
+                    plan.push(placed(new.as_deref().unwrap_or(&running)));
+                }
+                plan
+            }
+            Peer::Swift | Peer::SwiftAlways => {
+                let running: Vec<Vec<u16>> = layers
+                    .clone()
+                    .map(|layer| running(problem, layer, replicas))
+                    .collect::<Result<_, _>>()?;
+                let rows: Vec<&[f64]> = rows.collect();
+                let rebalanced = Swift::new(experts, deployment)?.rebalance(&rows, &running);
+                let take = rebalanced.worth || *self == Peer::SwiftAlways;
+                let slots = if take { &rebalanced.slots } else { &running };
+                slots.iter().map(|slots| placed(slots)).collect()
+            }
+        })
+    }
+}
+
+fn round_to_f32(row: &[f64], narrow: &mut Vec<f32>) {
+    narrow.clear();
+    narrow.extend(row.iter().map(|&load| load as f32));
+}
+
+fn placed(slots: &[u16]) -> PlacedLayer {
+    let slots = slots.iter().map(|&expert| Some(ExpertId(expert))).collect();
+    PlacedLayer { slots, share: None, bound: None }
+}
+
+fn uniform(of: &Deployment) -> Result<deployment::Deployment, PlannerError> {
+    if !of.is_uniform() {
+        return Err(PlannerError::UnequalRanks);
+    }
+    Ok(deployment::Deployment {
+        replicas: of.slots(),
+        groups: of.groups(),
+        nodes: of.nodes(),
+        gpus: of.ranks().len(),
+    })
+}
+
+/// Without a running plan the peers repair what their engine boots with: the experts in order, then again the first.
+fn running(problem: &Problem<'_>, layer: usize, replicas: usize) -> Result<Vec<u16>, PlannerError> {
+    let experts = problem.loads.experts();
+    match problem.running {
+        None => Ok((0..replicas).map(|slot| (slot % experts) as u16).collect()),
+        Some(running) => running.slots[layer]
+            .iter()
+            .map(|held| held.map(|expert| expert.0).ok_or(PlannerError::EmptySlots { layer }))
+            .collect(),
+    }
+}
+
+fn is_due(flash: &FlashLb, problem: &Problem<'_>, layer: usize) -> bool {
+    // The first plan is always made.
+    problem.running.is_none_or(|running| {
+        let even = |loads: &ExpertLoads| {
+            score::even_imbalance(problem.deployment, &running.slots[layer], loads.layer(layer))
+        };
+        flash.is_due(even(running.solved_for), even(problem.loads))
+    })
+}
+
+#[cfg(test)]
+#[path = "planner_tests.rs"]
+mod tests;
