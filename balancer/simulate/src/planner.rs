@@ -284,16 +284,28 @@ fn uniform(of: &Deployment) -> Result<deployment::Deployment, PlannerError> {
     })
 }
 
-/// Without a running plan the peers repair what their engine boots with: the experts in order, then again the first.
+/// Without a running plan the peers repair what their engine boots with.
 fn running(problem: &Problem<'_>, layer: usize, replicas: usize) -> Result<Vec<u16>, PlannerError> {
     let experts = problem.loads.experts();
     match problem.running {
-        None => Ok((0..replicas).map(|slot| (slot % experts) as u16).collect()),
+        None => Ok(boot(experts, replicas, problem.deployment.ranks().len())),
         Some(running) => running.slots[layer]
             .iter()
             .map(|held| held.map(|expert| expert.0).ok_or(PlannerError::EmptySlots { layer }))
             .collect(),
     }
+}
+
+/// Experts in order, an equal part on each rank, and in the redundant slots the experts that follow that part: of
+/// vLLM-Ascend's two first placements the one from which its repairs get further.
+fn boot(experts: usize, replicas: usize, ranks: usize) -> Vec<u16> {
+    let per_rank = replicas / ranks;
+    let held = |rank: usize| {
+        // The first ranks have one expert more when they do not divide.
+        let first = rank * (experts / ranks) + rank.min(experts % ranks);
+        (first..first + per_rank).map(|expert| (expert % experts) as u16)
+    };
+    (0..ranks).flat_map(held).collect()
 }
 
 fn is_due(flash: &FlashLb, problem: &Problem<'_>, layer: usize) -> bool {

@@ -124,6 +124,29 @@ pub fn best_split_imbalance(deployment: &Deployment, slots: &Slots, loads: &[f64
     Network::new(deployment, slots, loads).least_level(mean, &speed) / mean
 }
 
+/// No placement in these slots reaches less, whatever the split: the largest load per replica when replicas are handed
+/// out best, at most one to a rank. For ranks of equal speed.
+pub fn replica_bound(deployment: &Deployment, loads: &[f64]) -> f64 {
+    let total: f64 = loads.iter().sum();
+    if total <= 0.0 {
+        return 1.0;
+    }
+    let (ranks, mut free) = (deployment.ranks().len(), deployment.slots() - loads.len());
+    let mut count = vec![1usize; loads.len()];
+    let per_replica = |count: &[usize], expert: usize| loads[expert] / count[expert] as f64;
+    loop {
+        let all = 0..loads.len();
+        let hottest = all.max_by(|&a, &b| per_replica(&count, a).total_cmp(&per_replica(&count, b)));
+        let hottest = hottest.expect("there are experts");
+        // The hottest bounds all: what others would get changes nothing any more.
+        if free == 0 || count[hottest] == ranks {
+            return (per_replica(&count, hottest) * ranks as f64 / total).max(1.0);
+        }
+        count[hottest] += 1;
+        free -= 1;
+    }
+}
+
 /// Source, experts with several ranks, ranks, sink; Dinic's algorithm. The level rises from the mean to the mean of
 /// the ranks on the source's side of each minimum cut, until everything fits.
 struct Network {

@@ -27,6 +27,20 @@ fn the_best_split_levels_what_the_even_one_does_not() {
     check_imbalance(&[0, 1, 0, 1], &[0.0, 0.0], 1.0, 1.0);
 }
 
+#[track_caller]
+fn check_bound(ranks: usize, slots: usize, loads: &[f64], bound: f64) {
+    assert_eq!(replica_bound(&gpus(ranks, slots, 1), loads), bound);
+}
+
+#[test]
+fn the_largest_replica_bounds_every_placement() {
+    check_bound(2, 4, &[1.0, 1.0, 1.0, 1.0], 1.0);
+    check_bound(4, 4, &[5.0, 1.0, 1.0, 1.0], 2.5);
+    check_bound(4, 8, &[10.0, 4.0, 1.0, 1.0], 1.0);
+    check_bound(4, 4, &[10.0, 4.0, 2.0], 1.25);
+    check_bound(2, 6, &[0.0, 0.0], 1.0);
+}
+
 #[test]
 fn a_given_split_is_taken_as_it_is() {
     let (deployment, slots) = (gpus(2, 4, 1), held(&[0, 1, 0, 2]));
