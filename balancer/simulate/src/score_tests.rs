@@ -28,6 +28,24 @@ fn the_best_split_levels_what_the_even_one_does_not() {
 }
 
 #[track_caller]
+fn check_locality(slots: &[i32], share: Option<&[f64]>, away: usize, crossing: f64) {
+    let deployment = Deployment::uniform(2, 6, 2, 2).unwrap();
+    let found = locality(&deployment, &held(slots), share, &[1.0, 2.0, 3.0, 4.0]);
+    assert_eq!(found, Locality { away, crossing });
+}
+
+#[test]
+fn load_served_off_the_groups_node_is_counted() {
+    check_locality(&[0, 1, -1, 2, 3, -1], None, 0, 0.0);
+    // Group 1 at home on the first rank's node, group 0 on the second's.
+    check_locality(&[2, 3, -1, 0, 1, -1], None, 0, 0.0);
+    check_locality(&[0, 1, 3, 2, 3, -1], None, 0, 0.2);
+    check_locality(&[0, 1, 3, 2, 3, -1], Some(&[1.0, 1.0, 0.25, 1.0, 0.75, 0.0]), 0, 0.1);
+    // Each group has one expert on either node, so both count as at home on the first.
+    check_locality(&[0, 2, -1, 1, 3, -1], None, 2, 0.2 + 0.4);
+}
+
+#[track_caller]
 fn check_bound(ranks: usize, slots: usize, loads: &[f64], bound: f64) {
     assert_eq!(replica_bound(&gpus(ranks, slots, 1), loads), bound);
 }
