@@ -164,7 +164,7 @@ pub fn locality(deployment: &Deployment, slots: &Slots, share: Option<&[f64]>, l
 }
 
 /// No placement in these slots reaches less, whatever the split: the largest load per replica when replicas are handed
-/// out best, at most one to a rank. For ranks of equal speed.
+/// out best. For ranks of equal speed. More replicas than ranks would help nobody: such a replica is below the mean.
 pub fn replica_bound(deployment: &Deployment, loads: &[f64]) -> f64 {
     let total: f64 = loads.iter().sum();
     if total <= 0.0 {
@@ -177,8 +177,7 @@ pub fn replica_bound(deployment: &Deployment, loads: &[f64]) -> f64 {
         let all = 0..loads.len();
         let hottest = all.max_by(|&a, &b| per_replica(&count, a).total_cmp(&per_replica(&count, b)));
         let hottest = hottest.expect("there are experts");
-        // The hottest bounds all: what others would get changes nothing any more.
-        if free == 0 || count[hottest] == ranks {
+        if free == 0 {
             return (per_replica(&count, hottest) * ranks as f64 / total).max(1.0);
         }
         count[hottest] += 1;

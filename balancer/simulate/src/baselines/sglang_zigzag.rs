@@ -158,6 +158,7 @@ mod tests {
     fn a_node_without_distinct_loads_replicates_its_first_expert() {
         // So large that the addend is lost in rounding: replicating either leaves the same maximum.
         check(&[1e7, 1e7], one_node(1, 3), &[1, 0, 0]);
+        check(&[1.0, 1e7, 1e7], one_node(1, 4), &[1, 2, 0, 0]);
         // Here it is not: the higher number is taken to be the larger load.
         check(&[1.0, 1.0], one_node(1, 3), &[0, 1, 1]);
     }

@@ -286,6 +286,27 @@ mod tests {
     }
 
     #[test]
+    fn a_replica_is_taken_to_carry_more_than_it_does() {
+        // 24 halved would be 12, below 14; the policy takes it for 16 and replicates expert 0 again.
+        let loads = [24.0, 1.0, 1.0, 1.0, 1.0, 14.0];
+        check(&loads, &[0, 1, 2, 1, 3, 1, 4, 5], 4, true, &[0, 1, 2, 0, 3, 0, 4, 5]);
+    }
+
+    #[test]
+    fn a_rank_sends_one_expert_to_another_rank() {
+        // Rank 1 would be the lightest for expert 1 as well, but has expert 0 from rank 0 already.
+        let loads = [26.0, 24.0, 1.0, 1.0, 1.0, 1.0, 18.0, 10.0, 10.0];
+        let current = [0, 1, 2, 3, 4, 5, 2, 3, 6, 7, 8, 2];
+        check(&loads, &current, 3, true, &[0, 1, 2, 3, 4, 5, 0, 6, 6, 7, 8, 1]);
+    }
+
+    #[test]
+    fn slots_that_no_chosen_expert_may_take_get_the_largest_load_left() {
+        let loads = [20.0, 16.0, 4.0, 4.0, 4.0, 4.0];
+        check(&loads, &[0, 1, 2, 3, 4, 5, 2, 3], 2, true, &[0, 1, 2, 3, 4, 5, 0, 1]);
+    }
+
+    #[test]
     fn a_gain_below_a_hundredth_of_the_mean_is_not_taken() {
         check(&[1040.0, 1000.0, 1000.0, 960.0], &[0, 1, 2, 3], 2, false, &[2, 1, 0, 3]);
         check(&[1030.0, 1000.0, 985.0, 985.0], &[0, 1, 2, 3], 2, false, &[0, 1, 2, 3]);
