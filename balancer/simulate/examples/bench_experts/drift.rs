@@ -1,6 +1,8 @@
 //! What follows a drift: how balanced the unit stays, and what it moves for that.
 
-use crate::cases::{Case, DECODE, Inputs, KIMI, LARGE, PREFILL, QWEN3, SEEDS, TWO_REDUNDANT, WIDE};
+use crate::cases::{
+    Case, DECODE, Inputs, KIMI, LARGE, PREFILL, PREFILL_GROUPS, QWEN3, SEEDS, TWO_REDUNDANT, WIDE,
+};
 use crate::figures::{Figures, Spread};
 use crate::layout::{new_table, percent, ratio, right};
 use crate::recorded::Pair;
@@ -13,11 +15,12 @@ use evenkeel_simulate::score::{self, Change};
 const EXPERT_BYTES: f64 = 3.0 * 7168.0 * 2048.0;
 
 /// Units whose drift the tables show, in percent.
-const CASES: [(Case, &[u32]); 8] = [
+const CASES: [(Case, &[u32]); 9] = [
     (Case::new(PREFILL, "ln0.5"), &[10, 20]),
     (Case::new(WIDE, "ln0.5"), &[10, 20]),
     (Case::new(TWO_REDUNDANT, "ln0.5"), &[10, 20]),
     (Case::new(PREFILL, "ln1.0"), &[10, 20]),
+    (Case::new(PREFILL_GROUPS, "ln1.0"), &[10]),
     (Case::new(DECODE, "ln1.0"), &[10, 20]),
     (Case::new(QWEN3, "ln1.0"), &[10]),
     (Case::new(KIMI, "ln1.0"), &[10]),

@@ -20,6 +20,11 @@ pub(crate) struct Goal {
 }
 
 impl Goal {
+    /// Whether this run has the figure; every goal has it when all parts ran.
+    pub(crate) fn is_measured(&self) -> bool {
+        self.ours.is_some() && !self.at_most.is_nan()
+    }
+
     fn verdict(&self) -> &'static str {
         match self.ours {
             None => "not measured",

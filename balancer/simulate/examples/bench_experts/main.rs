@@ -97,14 +97,31 @@ fn main() {
         tables.push((*part, table));
     }
     let goals = goals::all(&figures, &halves);
+    let whole = arguments.only.is_empty();
+    assert!(
+        !whole || goals.iter().all(goals::Goal::is_measured),
+        "a goal names a figure that no part measures"
+    );
     if arguments.json {
-        println!("{:#}", json!({"figures": figures.json(), "goals": goals::json(&goals)}));
+        println!(
+            "{:#}",
+            json!({"machine": machine(), "figures": figures.json(), "goals": goals::json(&goals)})
+        );
         return;
     }
+    println!("{}\n", machine());
     for (part, table) in tables {
         println!("{}\n{table}\n", part.title());
     }
-    if arguments.only.is_empty() {
+    if whole {
         println!("GOALS\n{}", goals::table(&goals));
     }
+}
+
+/// What the times were taken on, as far as the system says.
+fn machine() -> String {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let about = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = about.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    format!("{cores} cores, {}", model.map_or("unknown processor", |(_, model)| model))
 }

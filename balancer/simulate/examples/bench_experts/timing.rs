@@ -1,12 +1,13 @@
 //! Time of a solve of all layers, everyone in turn: the machine's moods then meet all of them alike.
 
-use crate::cases::{Case, DECODE, Inputs, KIMI, LARGE, PREFILL, QWEN3};
+use crate::cases::{Case, DECODE, Inputs, KIMI, LARGE, PREFILL, PREFILL_GROUPS, QWEN3};
 use crate::figures::Figures;
 use crate::layout::{ms, new_table, right};
 use comfy_table::{Cell, Table};
 use evenkeel_core::experts::{Deployment, ExpertLoads, PlanOptions, resplit_layers};
 use evenkeel_core::ids::ExpertId;
-use evenkeel_simulate::planner::{Evenkeel, Peer, Planner, Problem, Running};
+use evenkeel_simulate::planner::{Evenkeel, Peer, PlacedLayer, Planner, Problem, Running};
+use evenkeel_simulate::score;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -21,8 +22,9 @@ const TURN_MAX: Duration = Duration::from_millis(250);
 const HUNDRED_MAX: f64 = 60.0;
 
 /// The peers' table.
-const CASES: [Case; 5] = [
+const CASES: [Case; 6] = [
     Case::new(PREFILL, "ln1.0"),
+    Case::new(PREFILL_GROUPS, "ln1.0"),
     Case::new(DECODE, "ln1.0"),
     Case::new(QWEN3, "ln1.0"),
     Case::new(KIMI, "ln1.0"),
@@ -154,14 +156,31 @@ impl Greedy {
         std::fs::write(self.folder.join("loads"), bytes).expect("the bench's folder is writable");
     }
 
-    /// Its best time of a turn, ms.
-    fn take_turn(&self) -> f64 {
+    /// Its best time of a turn, ms, and its mean imbalance.
+    fn take_turn(&self) -> (f64, f64) {
         let output = Command::new(self.folder.join("greedy")).arg(self.folder.join("loads")).output();
         let output = output.expect("greedy.c has been compiled");
         let text = String::from_utf8_lossy(&output.stdout);
-        let ms = text.split_whitespace().next().and_then(|ms| ms.parse().ok());
-        ms.unwrap_or_else(|| panic!("greedy.c printed {text:?}"))
+        let mut numbers = text.split_whitespace().map(str::parse);
+        match (numbers.next(), numbers.next()) {
+            (Some(Ok(ms)), Some(Ok(imbalance))) => (ms, imbalance),
+            _ => panic!("greedy.c printed {text:?}"),
+        }
     }
+}
+
+/// The yardstick does the same work as TensorRT-LLM's heaps, so both balance alike: else one of them is wrong.
+fn check_yardstick(problem: &Problem<'_>, imbalance: f64) {
+    let plan = Peer::TensorRtLlm.plan(problem, 1).expect("every planner takes the tables' units");
+    let even = |(layer, placed): (usize, &PlacedLayer)| {
+        score::even_imbalance(problem.deployment, &placed.slots, problem.loads.layer(layer))
+    };
+    let heaps = plan.iter().enumerate().map(even).sum::<f64>() / plan.len() as f64;
+    // Equal loads may be taken in another order.
+    assert!(
+        (heaps - imbalance).abs() < 1e-4,
+        "greedy.c balances to {imbalance}, TensorRT-LLM's heaps to {heaps}"
+    );
 }
 
 /// Times everyone on every unit; the yardstick is compiled into `folder`.
@@ -186,11 +205,15 @@ pub(crate) fn run(inputs: &Inputs, folder: &Path, figures: &mut Figures) -> Tabl
         let running: Vec<_> = plan.into_iter().map(|layer| layer.slots).collect();
         let drifted = inputs.drifted(case, 0, DRIFT);
         let mut all = contestants(&deployment, &loads, &drifted, &running);
-        let mut yardstick = Vec::new();
+        let (mut yardstick, mut imbalance) = (Vec::new(), 0.0);
         for _ in 0..ROUNDS {
-            yardstick.push(greedy.take_turn());
+            let turn = greedy.take_turn();
+            yardstick.push(turn.0);
+            imbalance = turn.1;
             all.iter_mut().for_each(Contestant::take_turn);
         }
+        check_yardstick(&problem, imbalance);
+        figures.record(&name, GREEDY, "in sample, even split, seed 0", imbalance);
         figures.record(&name, GREEDY, "ms, 1 thread, least", least(&yardstick));
         figures.record(&name, GREEDY, "ms, 1 thread, median", median(&yardstick));
         let own = [ms(least(&yardstick)), ms(median(&yardstick))];
