@@ -54,24 +54,23 @@ def counts(loads):
 
 def files():
     """Yields every file's name and counts."""
-    for (layers, experts), distributions in SHAPES.items():
-        for kind, exponent in distributions:
+    for shape, distributions in SHAPES.items():
+        for distribution in distributions:
             for seed in SEEDS:
+                (layers, experts), (kind, exponent) = shape, distribution
                 name = f"{layers}x{experts}-{kind}{exponent}-seed{seed}"
-                make = lambda: generator(seed, kind, exponent, layers, experts)
-                rng = make()
-                loads = base(rng, kind, exponent, layers, experts)
-                yield name, counts(loads)
-                for drift in DRIFTS:
-                    rng = make()
+
+                def drifted(drift, copies):
+                    rng = generator(seed, kind, exponent, layers, experts)
                     loads = base(rng, kind, exponent, layers, experts)
-                    drifted = loads * rng.lognormal(0, drift, (layers, experts))
-                    yield f"{name}-drift{drift * 100:.0f}", counts(drifted)
-                    if ((layers, experts), (kind, exponent)) in NOISY:
-                        rng = make()
-                        loads = base(rng, kind, exponent, layers, experts)
-                        batches = [loads * rng.lognormal(0, drift, (layers, experts)) for _ in range(BATCHES)]
-                        yield f"{name}-noise{drift * 100:.0f}", counts(numpy.concatenate(batches))
+                    copies = [loads * rng.lognormal(0, drift, shape) if drift else loads for _ in range(copies)]
+                    return counts(numpy.concatenate(copies))
+
+                yield name, drifted(0, 1)
+                for drift in DRIFTS:
+                    yield f"{name}-drift{drift * 100:.0f}", drifted(drift, 1)
+                    if (shape, distribution) in NOISY:
+                        yield f"{name}-noise{drift * 100:.0f}", drifted(drift, BATCHES)
 
 
 def main():

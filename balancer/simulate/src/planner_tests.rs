@@ -1,4 +1,5 @@
 use super::*;
+use crate::score;
 use crate::score::{check, even_imbalance};
 use proptest::prelude::*;
 
@@ -85,10 +86,4 @@ fn swift_drops_its_change_when_its_own_verdict_says_so() {
     };
     assert_eq!(imbalance(Peer::Swift), 1.02);
     assert_eq!(imbalance(Peer::SwiftAlways), 1.0);
-}
-
-#[test]
-fn the_first_placement_has_every_expert_and_spreads_the_redundant_ones() {
-    assert_eq!(boot(6, 9, 3), [0, 1, 2, 2, 3, 4, 4, 5, 0]);
-    assert_eq!(boot(5, 6, 3), [0, 1, 2, 3, 4, 0]);
 }
