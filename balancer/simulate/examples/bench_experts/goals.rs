@@ -193,7 +193,7 @@ pub(crate) fn all(figures: &Figures, halves: &[Pair]) -> Vec<Goal> {
     goals.all
 }
 
-pub(crate) fn table(goals: &[Goal]) -> Table {
+pub(crate) fn table<'a>(goals: impl Iterator<Item = &'a Goal>) -> Table {
     let mut table = new_table(&["figure", "at most", "this run", "", "best peer, as used"]);
     for goal in goals {
         let number = |value: f64| right(format!("{value:.6}"));

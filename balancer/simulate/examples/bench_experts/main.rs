@@ -32,7 +32,7 @@ struct Arguments {
     /// Print every figure as JSON instead of tables.
     #[arg(long)]
     json: bool,
-    /// Only these parts; the goals need all of them.
+    /// Only these parts, and the goals that they measure.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Part>,
 }
@@ -113,9 +113,7 @@ fn main() {
     for (part, table) in tables {
         println!("{}\n{table}\n", part.title());
     }
-    if whole {
-        println!("GOALS\n{}", goals::table(&goals));
-    }
+    println!("GOALS\n{}", goals::table(goals.iter().filter(|goal| goal.is_measured())));
 }
 
 /// What the times were taken on, as far as the system says.
