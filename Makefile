@@ -41,7 +41,8 @@ lint: ## Formatting and lints, warnings denied
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
 bench-experts: ## Expert placement: every planner on the same loads in one run
-	cargo run --release --locked -p evenkeel-simulate --example expert_windows
+	balancer/simulate/loads/prepare target/expert-loads
+	cargo run --release --locked -p evenkeel-simulate --example bench_experts -- --loads target/expert-loads $(BENCH_ARGS)
 
 bench-requests: ## Request routing: every policy on the same arrivals in one run
 	cargo run --release --locked -p evenkeel-simulate --example requests
