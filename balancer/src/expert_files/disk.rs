@@ -14,11 +14,13 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, FileError> {
     let name = || path.display().to_string();
     let unreadable = |source| FileError::Unreadable { path: name(), source };
     let mut content = Vec::new();
-    // A pipe has no length, so the bound is on what arrives.
-    File::open(path)
-        .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut content))
-        .map_err(unreadable)?;
-    if content.len() as u64 > FILE_BYTES_MAX {
+    let file = File::open(path).map_err(unreadable)?;
+    let stated = file.metadata().map_or(0, |data| data.len());
+    if stated <= FILE_BYTES_MAX {
+        // A pipe states no length, so what arrives is bounded as well.
+        file.take(FILE_BYTES_MAX + 1).read_to_end(&mut content).map_err(unreadable)?;
+    }
+    if stated.max(content.len() as u64) > FILE_BYTES_MAX {
         return Err(FileError::TooLarge { path: name() });
     }
     Ok(content)
