@@ -203,7 +203,62 @@ fn a_plan_solved_again_from_itself_moves_nothing() {
     assert_eq!(desk.json("diff a.json b.json --output json")["fetched"], 0);
 }
 
-/// Solves these loads and checks the plan; `flags` begin with the GPUs and slots.
+#[test]
+fn moves_between_nodes_are_counted_apart() {
+    let desk = Desk::new();
+    desk.put("before.csv", csv(&traffic(2, 32, 0))).put("after.csv", csv(&traffic(2, 32, 5)));
+    desk.done("solve --loads before.csv --gpus 8 --slots 40 --nodes 2 --plan-out a.json");
+    desk.done("solve --loads after.csv --gpus 8 --slots 40 --nodes 2 --current a.json --plan-out b.json");
+    // The nodes are told by the plans.
+    let diff = desk.json("diff a.json b.json --output json");
+    let plan = desk.plan("b.json");
+    for layer in 0..2 {
+        assert_eq!(plan["layers"][layer]["moves"], diff["layers"][layer]["fetched"]);
+        assert_eq!(plan["layers"][layer]["node_moves"], diff["layers"][layer]["between_nodes"]);
+    }
+    let summary = desk.json(
+        "solve --loads after.csv --gpus 8 --slots 40 --nodes 2 --current a.json --output json --plan-out c.json",
+    );
+    assert_eq!(summary["moves"]["total"], diff["fetched"]);
+    assert_eq!(summary["moves"]["between_nodes"], diff["between_nodes"]);
+    assert!(diff["between_nodes"].as_u64() < diff["fetched"].as_u64(), "{diff}");
+}
+
+#[test]
+#[ignore = "the core plans without budgets yet"]
+fn a_budget_of_moves_is_kept_in_every_layer() {
+    let desk = Desk::new();
+    desk.put("before.csv", csv(&traffic(3, 32, 0))).put("after.csv", csv(&traffic(3, 32, 1)));
+    desk.done("solve --loads before.csv --gpus 8 --slots 40 --nodes 2 --plan-out a.json");
+    let solve = "solve --loads after.csv --gpus 8 --slots 40 --nodes 2 --current a.json --plan-out b.json";
+    for (flags, key, most) in [("--max-moves 3", "moves", 3), ("--max-node-moves 2", "node_moves", 2)] {
+        desk.done(&format!("{solve} {flags}"));
+        let layers = desk.plan("b.json")["layers"].as_array().expect("layers").clone();
+        assert!(layers.iter().all(|layer| layer[key].as_u64() <= Some(most)), "{layers:?}");
+        assert!(layers.iter().any(|layer| layer["moves"].as_u64() > Some(0)), "{layers:?}");
+    }
+}
+
+#[test]
+#[ignore = "the core takes all GPUs for equal yet"]
+fn a_dead_gpu_gets_nothing_and_a_slow_one_less() {
+    let desk = Desk::new();
+    desk.put("loads.csv", csv(&traffic(2, 16, 0)));
+    desk.done("solve --loads loads.csv --rank-slots 8x3,0 --rank-speeds 1,1,0.5,1 --plan-out plan.json");
+    let plan = desk.plan("plan.json");
+    assert_eq!((&plan["gpus"], &plan["rank_slots"]), (&json!(4), &json!([8, 8, 8, 0])));
+    assert_eq!(integers(&plan["physical_to_logical"][0]).len(), 24);
+    let scores = desk.json("score --loads loads.csv --plan plan.json --output json");
+    for (stated, found) in
+        plan["layers"].as_array().expect("layers").iter().zip(floats(&scores[0]["own_split"]["layers"]))
+    {
+        assert!((stated["imbalance"].as_f64().expect("a number") - found).abs() < 1e-9);
+        assert!(found < 1.1, "{found}");
+    }
+    desk.refused("convert --to eplb plan.json x.json", 2, &["experts_format", "unequal"]);
+}
+
+/// Solves these loads for the weighted and for the even split, and expects a mean imbalance of at most `most`.
 #[track_caller]
 fn check_defined(loads: &[Vec<u64>], gpus: usize, slots: usize, most: f64) {
     let desk = Desk::new();
@@ -346,7 +401,7 @@ fn a_weighted_split_becomes_tables_and_a_split_again() {
             desk.run(&format!("convert --to {engine} --expand 64 --tables-out tables.json plan.json x.json"));
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(
-            output.status.success() && said.contains("tables of 64 entries: shares are off by"),
+            output.status.success() && said.contains("tables of up to 64 entries: shares are off by"),
             "{said}"
         );
         assert!(!said.contains("holds no split"), "{said}");
@@ -380,7 +435,7 @@ fn bad_loads_are_refused_with_file_and_place() {
         let words: Vec<&str> = words.iter().copied().chain([name]).collect();
         desk.refused(&format!("solve --loads {name} --gpus 2 --slots 2 --plan-out plan.json"), 2, &words);
     };
-    check("nan.csv", &["experts_load", "line 2, value 2", "nan", "0 to 1e30"]);
+    check("nan.csv", &["experts_load", "line 2, value 2", "nan", "0 or a number from 1e-30 to 1e30"]);
     check("negative.csv", &["experts_load", "line 3, value 2", "-2"]);
     check("infinite.json", &["experts_load", "layer 1, expert 0", "Infinity"]);
     check("ragged.csv", &["experts_file_malformed", "line 2", "every layer needs 2"]);

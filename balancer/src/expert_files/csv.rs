@@ -6,8 +6,11 @@ use super::error::{FileError, Place};
 /// Most layers of a file, ten times what any model has.
 pub(super) const LAYERS_MAX: usize = 4_096;
 
-/// Loads that are taken: their sums and squares stay far from what a number can hold, and counts far below.
-pub(super) const LOAD: std::ops::RangeInclusive<f64> = 0.0..=1e30;
+/// Whether a load is taken: sums, squares and parts of loads stay far from the ends of what a number can hold, and
+/// counts of tokens stay far within.
+pub(super) fn is_load(value: f64) -> bool {
+    value == 0.0 || (1e-30..=1e30).contains(&value)
+}
 
 /// `[layers][experts]`; lines are equally long.
 pub(super) fn parse(path: &str, bytes: &[u8]) -> Result<Vec<Vec<f64>>, FileError> {
@@ -50,7 +53,7 @@ fn values(path: &str, line: usize, content: &str) -> Result<Vec<f64>, FileError>
             let problem = format!("{:?} is not a number: separate numbers by commas", shortened(text.trim()));
             return Err(FileError::malformed(path, place, problem));
         };
-        if !LOAD.contains(&value) {
+        if !is_load(value) {
             return Err(FileError::Load { path: path.to_owned(), place, value: shortened(text.trim()) });
         }
         Ok(value)
@@ -117,15 +120,15 @@ mod tests {
         );
         check_refused(
             b"1,2\n#\n3,-4\n",
-            "x.csv, line 3, value 2: the load is -4: it must be a number from 0 to 1e30",
+            "x.csv, line 3, value 2: the load is -4: it must be 0 or a number from 1e-30 to 1e30",
         );
         check_refused(
             b"nan,2\n",
-            "x.csv, line 1, value 1: the load is nan: it must be a number from 0 to 1e30",
+            "x.csv, line 1, value 1: the load is nan: it must be 0 or a number from 1e-30 to 1e30",
         );
         check_refused(
             b"1,1e999\n",
-            "x.csv, line 1, value 2: the load is 1e999: it must be a number from 0 to 1e30",
+            "x.csv, line 1, value 2: the load is 1e999: it must be 0 or a number from 1e-30 to 1e30",
         );
         check_refused(b"1,2\n\xff\xfe", "x.csv, line 2: this is not UTF-8 text");
         check_refused(

@@ -56,8 +56,8 @@ pub(crate) enum FileError {
     /// Not what its format demands.
     #[error("{path}{place}: {problem}")]
     Malformed { path: String, place: Place, problem: String },
-    /// A load that is no finite number, negative, or beyond what sums can hold.
-    #[error("{path}{place}: the load is {value}: it must be a number from 0 to 1e30")]
+    /// A load that is no finite number, negative, or beyond what sums and parts can hold.
+    #[error("{path}{place}: the load is {value}: it must be 0 or a number from 1e-30 to 1e30")]
     Load { path: String, place: Place, value: String },
     /// A plan that breaks what every plan keeps.
     #[error("{path}{place}: {problem}")]

@@ -11,7 +11,7 @@ pub(crate) struct Expanded {
     pub(crate) rows: Vec<Vec<Vec<i64>>>,
     /// Largest difference between a share and the part of the entries that the slot got.
     pub(crate) error_max: f64,
-    /// Its mean over the replicas of all experts that have several.
+    /// The mean over replicated experts of each one's largest difference.
     pub(crate) error_mean: f64,
 }
 
@@ -25,11 +25,11 @@ impl Expanded {
     }
 }
 
-/// Fills `entries` entries for every expert of several replicas, and one for the others. Every expert must be placed.
+/// Fills at most `entries` entries for every expert: as few as come nearest to its shares. 3:1 needs four.
 pub(crate) fn expand(table: &PlanTable, entries: usize) -> Expanded {
     let experts = table.experts();
     let share = table.effective_share();
-    let (mut error_max, mut error_sum, mut replicas) = (0f64, 0.0, 0usize);
+    let (mut error_max, mut error_sum, mut replicated) = (0f64, 0.0, 0usize);
     let mut layer = |(held, share): (&Vec<Option<evenkeel_core::ids::ExpertId>>, &Vec<f64>)| {
         let mut parts: Vec<Vec<(i64, f64)>> = vec![Vec::new(); experts];
         for (slot, (held, part)) in (0..).zip(held.iter().zip(share)) {
@@ -41,19 +41,37 @@ pub(crate) fn expand(table: &PlanTable, entries: usize) -> Expanded {
             if parts.len() < 2 {
                 return parts.iter().map(|(slot, _)| *slot).collect();
             }
-            let counts = apportion(parts, entries);
-            for ((_, part), count) in parts.iter().zip(&counts) {
-                let error = (*count as f64 / entries as f64 - part).abs();
-                error_max = error_max.max(error);
-                error_sum += error;
-                replicas += 1;
-            }
+            let (counts, error) = nearest(parts, entries);
+            error_max = error_max.max(error);
+            error_sum += error;
+            replicated += 1;
             interleave(parts, &counts)
         };
         parts.iter().map(&mut row).collect()
     };
     let rows = table.physical_to_logical.iter().zip(&share).map(&mut layer).collect();
-    Expanded { rows, error_max, error_mean: error_sum / replicas.max(1) as f64 }
+    Expanded { rows, error_max, error_mean: error_sum / replicated.max(1) as f64 }
+}
+
+/// Counts per replica, of at most `entries` together, whose parts come nearest to the shares; and how far the worst is.
+/// A finer row is taken only if it is nearer by more than rounding.
+fn nearest(parts: &[(i64, f64)], entries: usize) -> (Vec<usize>, f64) {
+    let error = |counts: &[usize], of: usize| {
+        parts
+            .iter()
+            .zip(counts)
+            .map(|((_, part), count)| (*count as f64 / of as f64 - part).abs())
+            .fold(0.0, f64::max)
+    };
+    let mut best = (Vec::new(), f64::INFINITY);
+    for of in 1..=entries {
+        let counts = apportion(parts, of);
+        let error = error(&counts, of);
+        if error < best.1 - 1e-9 {
+            best = (counts, error);
+        }
+    }
+    best
 }
 
 /// Whole entries that sum to `entries`: rounded down, and the rest to the largest remainders (the first of equals).

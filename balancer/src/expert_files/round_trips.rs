@@ -162,6 +162,7 @@ proptest! {
             let largest = wanted.iter().flatten().zip(share.iter().flatten())
                 .map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
             prop_assert!((largest - expanded.error_max).abs() < 1e-9, "{largest} {}", expanded.error_max);
+            // A row of all the entries is off by less than one entry.
             prop_assert!(largest < 1.0 / entries as f64 + 1e-9);
         }
     }
@@ -219,22 +220,29 @@ fn a_format_is_told_by_its_keys() {
     }
 }
 
-#[test]
-fn three_to_one_over_64_entries_is_exact_and_interleaved() {
-    let held = vec![Some(ExpertId(0)), Some(ExpertId(0))];
+/// Expands one expert of these shares.
+#[track_caller]
+fn check_expanded(shares: &[f64], row: &[i64]) {
     let table = PlanTable {
-        physical_to_logical: vec![held],
-        share: Some(vec![vec![0.75, 0.25]]),
+        physical_to_logical: vec![vec![Some(ExpertId(0)); shares.len()]],
+        share: Some(vec![shares.to_vec()]),
         layer_ids: None,
         ranks: None,
         account: None,
     };
     let expanded = expand(&table, 64);
-    let row = &expanded.rows[0][0];
-    assert_eq!((row.len(), row.iter().filter(|slot| **slot == 1).count()), (64, 16));
-    assert_eq!((expanded.error_max, expanded.error_mean), (0.0, 0.0));
-    // Every four entries have the second replica once.
-    assert!(row.chunks(4).all(|four| four.iter().sum::<i64>() == 1), "{row:?}");
+    assert_eq!(expanded.rows[0][0], row);
+    assert!(expanded.error_max < 1e-9);
+}
+
+#[test]
+fn as_few_entries_as_give_the_shares_are_interleaved() {
+    check_expanded(&[1.0], &[0]);
+    check_expanded(&[0.75, 0.25], &[0, 0, 1, 0]);
+    check_expanded(&[1.0, 0.0], &[0]);
+    check_expanded(&[0.5, 0.25, 0.25], &[0, 1, 2, 0]);
+    let mostly: Vec<i64> = (0..64).map(|at| i64::from(at == 32)).collect();
+    check_expanded(&[63.0 / 64.0, 1.0 / 64.0], &mostly);
 }
 
 #[track_caller]

@@ -11,14 +11,14 @@ use std::path::PathBuf;
 /// Translate plans between Evenkeel and the engines.
 ///
 /// What the wanted format cannot hold is said on stderr. Engines that know no split can have one all the same, if their
-/// dispatch goes by a table: --expand fills about 64 entries per replicated expert in proportion to the split. Such
+/// dispatch goes by a table: --expand fills up to 64 or so entries per replicated expert in proportion to the split. Such
 /// tables go to a file of their own, as the engines' loaders take the placement alone; whoever starts the engine sets
 /// them in its place.
 #[derive(Args)]
 #[command(after_help = "Examples:
   For SGLang's --init-expert-location, DeepSeek-V3: 61 layers, of which 3 to 60 have experts
     evenkeel experts convert --from evenkeel --to sglang --moe-layers 3-60 plan.json location.json
-  The same with the weighted split as tables of 64 entries
+  The same with the weighted split as tables of up to 64 entries
     evenkeel experts convert --from evenkeel --to sglang --moe-layers 3-60 --expand 64 --tables-out tables.json plan.json location.json
   For TensorRT-LLM's moe_config.load_balancer
     evenkeel experts convert --from evenkeel --to tensorrt-llm --moe-layers 3-60 plan.json moe_load_balancer.yaml
@@ -43,7 +43,7 @@ pub(super) struct Convert {
     /// Expanded tables (vllm, sglang) to take the split of IN from
     #[arg(long, value_name = "FILE")]
     tables: Option<PathBuf>,
-    /// Entries for every replicated expert in expanded tables (vllm, sglang), about 64
+    /// Most entries for an expert in expanded tables (vllm, sglang), about 64; the engine must have as many columns
     #[arg(long, value_name = "N", requires = "tables_out", value_parser = clap::value_parser!(u64).range(2..=4096))]
     expand: Option<u64>,
     /// Where to write the expanded tables
@@ -81,7 +81,7 @@ impl Convert {
             write_whole(path, &content)?;
             let entries = self.expand.unwrap_or(0);
             eprintln!(
-                "tables of {entries} entries: shares are off by {error_max:.4} at most, {error_mean:.4} in the mean"
+                "tables of up to {entries} entries: shares are off by {error_max:.4} at most, {error_mean:.4} in the mean"
             );
         }
         Ok(write_whole(&self.output, &content)?)

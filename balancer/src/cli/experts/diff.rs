@@ -1,12 +1,11 @@
 //! `evenkeel experts diff`.
 
 use super::gpus::{PlanGpus, deployment};
+use super::moves::{Change, change};
 use super::table::{add_row, bytes, show, table};
 use super::{EXPERT_BYTES, Failure, Output, refused};
 use crate::expert_files::read_plan;
 use clap::Args;
-use evenkeel_core::experts::Deployment;
-use evenkeel_core::ids::ExpertId;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -68,41 +67,6 @@ impl Diff {
     }
 }
 
-/// What one layer's change moves.
-#[derive(Debug, Clone, PartialEq)]
-struct Change {
-    /// Slots that hold something else.
-    slots: usize,
-    /// `[ranks]`: experts that each GPU fetches.
-    fetched: Vec<usize>,
-    /// Of all those, the ones from another node.
-    between_nodes: usize,
-}
-
-fn change(deployment: &Deployment, from: &[Option<ExpertId>], to: &[Option<ExpertId>]) -> Change {
-    let ranks = deployment.ranks();
-    let mut change = Change {
-        slots: from.iter().zip(to).filter(|(a, b)| a != b).count(),
-        fetched: vec![0; ranks.len()],
-        between_nodes: 0,
-    };
-    let on_node = |node: u16, expert: ExpertId| {
-        let same = (0..ranks.len()).filter(|&rank| ranks[rank].node == node);
-        same.map(|rank| deployment.slots_of(rank)).any(|slots| from[slots].contains(&Some(expert)))
-    };
-    for (rank, spec) in ranks.iter().enumerate() {
-        let slots = deployment.slots_of(rank);
-        let mut arriving: Vec<ExpertId> = to[slots.clone()].iter().flatten().copied().collect();
-        arriving.sort_unstable();
-        // Twice on a GPU is fetched once.
-        arriving.dedup();
-        arriving.retain(|expert| !from[slots.clone()].contains(&Some(*expert)));
-        change.fetched[rank] = arriving.len();
-        change.between_nodes += arriving.iter().filter(|expert| !on_node(spec.node, **expert)).count();
-    }
-    change
-}
-
 struct Report {
     layers: Vec<Change>,
     slots: usize,
@@ -128,7 +92,7 @@ impl Report {
     fn text(&self) -> String {
         let all = self.slots * self.layers.len();
         let changed = self.total(|layer| layer.slots);
-        let fetched = self.total(|layer| layer.fetched.iter().sum());
+        let fetched = self.total(Change::moves);
         let per_rank = self.fetched();
         let most = per_rank.iter().copied().max().unwrap_or(0);
         let busiest = per_rank.iter().position(|count| *count == most).unwrap_or(0);
@@ -156,7 +120,7 @@ impl Report {
     fn layers_table(&self) -> String {
         let mut table = table(&["LAYER", "SLOTS", "FETCHED", "BYTES", "MOST ON ONE GPU", "BETWEEN NODES"]);
         for (at, layer) in self.layers.iter().enumerate() {
-            let fetched: usize = layer.fetched.iter().sum();
+            let fetched = layer.moves();
             let cells = [
                 at.to_string(),
                 layer.slots.to_string(),
@@ -173,7 +137,7 @@ impl Report {
     fn json(&self) -> Value {
         let nodes = |count: usize| (self.nodes > 1).then_some(count);
         let layer = |layer: &Change| {
-            let fetched: usize = layer.fetched.iter().sum();
+            let fetched = layer.moves();
             json!({
                 "slots_changed": layer.slots,
                 "fetched": fetched,
@@ -182,7 +146,7 @@ impl Report {
                 "between_nodes": nodes(layer.between_nodes),
             })
         };
-        let fetched = self.total(|layer| layer.fetched.iter().sum());
+        let fetched = self.total(Change::moves);
         let between = self.total(|layer| layer.between_nodes);
         json!({
             "slots": self.slots * self.layers.len(),
@@ -194,31 +158,5 @@ impl Report {
             "bytes_between_nodes": nodes(between).map(|count| self.bytes_of(count)),
             "layers": self.layers.iter().map(layer).collect::<Vec<_>>(),
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[track_caller]
-    fn check(from: &[i32], to: &[i32], slots: usize, fetched: &[usize], between_nodes: usize) {
-        let deployment = Deployment::uniform(4, 8, 2, 1).unwrap();
-        let held = |row: &[i32]| -> Vec<Option<ExpertId>> {
-            row.iter().map(|&e| u16::try_from(e).ok().map(ExpertId)).collect()
-        };
-        let found = change(&deployment, &held(from), &held(to));
-        assert_eq!(found, Change { slots, fetched: fetched.to_vec(), between_nodes });
-    }
-
-    #[test]
-    fn only_what_a_gpu_did_not_hold_is_fetched() {
-        let from = [0, 1, 2, 3, 4, 5, 6, 7];
-        check(&from, &from, 0, &[0; 4], 0);
-        check(&from, &[1, 0, 2, 3, 4, 5, 6, 7], 2, &[0; 4], 0);
-        check(&from, &[0, -1, 2, 3, 4, 5, 6, 7], 1, &[0; 4], 0);
-        check(&from, &[0, 2, 1, 3, 4, 5, 6, 7], 2, &[1, 1, 0, 0], 0);
-        check(&from, &[0, 4, 2, 3, 1, 5, 6, 7], 2, &[1, 0, 1, 0], 2);
-        check(&from, &[4, 4, 2, 3, 1, 0, 6, 7], 4, &[1, 0, 2, 0], 3);
     }
 }

@@ -6,6 +6,7 @@ mod evaluate;
 mod gpus;
 mod layers;
 mod list;
+mod moves;
 mod plan_input;
 mod score;
 mod slots;

@@ -94,7 +94,10 @@ impl Slots {
         let deployment = self.gpus.deployment(&self.gpus.ranks(more)?)?;
         let options = PlanOptions { threads: self.threads as usize, ..PlanOptions::default() };
         let planned = plan_layers(&deployment, loads, None, &options)?;
-        verify(&planned, &Allowed { deployment: &deployment, loads, current: None, moves_max: None })?;
+        verify(
+            &planned,
+            &Allowed { deployment: &deployment, loads, current: None, moves_max: None, node_moves_max: None },
+        )?;
         let placement: Vec<_> = planned.iter().map(|layer| layer.physical_to_logical.clone()).collect();
         let share: Vec<_> = planned.iter().map(|layer| layer.share.clone()).collect();
         let mut noisy = [0.0; NOISE.len()];

@@ -2,6 +2,7 @@
 
 use super::evaluate::Balance;
 use super::gpus::Gpus;
+use super::moves::{Change, change};
 use super::plan_input::{in_file, loads, plan_for};
 use super::table::show;
 use super::verify::{Allowed, verify};
@@ -97,10 +98,15 @@ impl Solve {
             loads: &loads,
             current: current.as_deref(),
             moves_max: options.moves_max,
+            node_moves_max: options.node_moves_max,
         };
         verify(&planned, &allowed)?;
-        let summary = Summary::new(&planned, &loads, &deployment, solve_ms, current.is_some());
-        let table = plan_table(planned, solve_ms, ranks, moe_layers);
+        let changes: Option<Vec<Change>> = current.map(|current| {
+            let pairs = current.iter().zip(&planned);
+            pairs.map(|(from, layer)| change(&deployment, from, &layer.physical_to_logical)).collect()
+        });
+        let summary = Summary::new(&planned, &loads, &deployment, solve_ms, changes.as_deref());
+        let table = plan_table(planned, changes.as_deref(), solve_ms, ranks, moe_layers);
         write_whole(&self.plan_out, &write_plan(&table, Format::Evenkeel, false, None)?)?;
         match self.output {
             Output::Json => show(&format!("{:#}", summary.json())),
@@ -143,17 +149,18 @@ impl Solve {
 /// The solved plan as it goes into the file.
 fn plan_table(
     planned: Vec<PlannedLayer>,
+    changes: Option<&[Change]>,
     solve_ms: f64,
     ranks: Ranks,
     layer_ids: Option<Vec<usize>>,
 ) -> PlanTable {
-    let account = |layer: &PlannedLayer| SolvedLayer {
+    let account = |(at, layer): (usize, &PlannedLayer)| SolvedLayer {
         imbalance: layer.imbalance,
         bound: layer.bound,
         moves: layer.moves,
-        node_moves: (ranks.nodes > 1).then_some(layer.node_moves),
+        node_moves: (ranks.nodes > 1).then(|| changes.map_or(0, |changes| changes[at].between_nodes)),
     };
-    let account = Account { layers: planned.iter().map(account).collect(), solve_ms };
+    let account = Account { layers: planned.iter().enumerate().map(account).collect(), solve_ms };
     let (placement, share) =
         planned.into_iter().map(|layer| (layer.physical_to_logical, layer.share)).unzip();
     PlanTable {
@@ -184,7 +191,7 @@ impl Summary {
         loads: &ExpertLoads,
         deployment: &Deployment,
         solve_ms: f64,
-        from_current: bool,
+        changes: Option<&[Change]>,
     ) -> Self {
         Self {
             layers: loads.layers(),
@@ -193,8 +200,7 @@ impl Summary {
             slots: deployment.slots(),
             imbalance: Balance { layers: planned.iter().map(|layer| layer.imbalance).collect() },
             bound: Balance { layers: planned.iter().map(|layer| layer.bound).collect() },
-            moves: from_current
-                .then(|| planned.iter().map(|layer| (layer.moves, layer.node_moves)).collect()),
+            moves: changes.map(|changes| changes.iter().map(|c| (c.moves(), c.between_nodes)).collect()),
             solve_ms,
         }
     }

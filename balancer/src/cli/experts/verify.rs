@@ -2,6 +2,7 @@
 
 use super::Failure;
 use super::evaluate::balance;
+use super::moves::change;
 use evenkeel_core::experts::{CurrentSlots, Deployment, ExpertLoads, PlannedLayer};
 use evenkeel_core::ids::ExpertId;
 
@@ -14,6 +15,7 @@ pub(super) struct Allowed<'a> {
     pub(super) loads: &'a ExpertLoads,
     pub(super) current: Option<&'a CurrentSlots>,
     pub(super) moves_max: Option<usize>,
+    pub(super) node_moves_max: Option<usize>,
 }
 
 /// Fails on the first layer that is not what it must be or not what it says. A failure here is a bug of the solver.
@@ -82,22 +84,79 @@ fn of_layer(
     if (found - layer.imbalance).abs() > ROUNDING * found {
         return Err(format!("it states an imbalance of {}, and has {found}", layer.imbalance));
     }
-    let moves =
-        current.map_or(0, |current| arrivals(allowed.deployment, current, &layer.physical_to_logical));
+    let Some(current) = current else { return Ok(()) };
+    let change = change(allowed.deployment, current, &layer.physical_to_logical);
+    let moves = change.moves();
     if moves != layer.moves {
         return Err(format!("it states {} moves, and has {moves}", layer.moves));
     }
-    match allowed.moves_max {
-        Some(max) if moves > max => Err(format!("{moves} moves, and {max} are allowed")),
-        _ => Ok(()),
+    let bounds = [
+        (moves, allowed.moves_max, "moves"),
+        (change.between_nodes, allowed.node_moves_max, "moves between nodes"),
+    ];
+    match bounds.into_iter().find(|(found, max, _)| max.is_some_and(|max| *found > max)) {
+        Some((found, max, what)) => Err(format!("{found} {what}, and {} are allowed", max.unwrap_or(0))),
+        None => Ok(()),
     }
 }
 
-/// Experts that GPUs did not hold before.
-pub(super) fn arrivals(deployment: &Deployment, from: &[Option<ExpertId>], to: &[Option<ExpertId>]) -> usize {
-    let of_rank = |rank: usize| {
-        let slots = deployment.slots_of(rank);
-        to[slots.clone()].iter().flatten().filter(|e| !from[slots.clone()].contains(&Some(**e))).count()
-    };
-    (0..deployment.ranks().len()).map(of_rank).sum()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two GPUs of two slots and loads of 6, 2 and 4, with expert 0 on both.
+    fn good() -> PlannedLayer {
+        PlannedLayer {
+            physical_to_logical: [0, 1, 0, 2].map(|expert| Some(ExpertId(expert))).to_vec(),
+            share: vec![2.0 / 3.0, 1.0, 1.0 / 3.0, 1.0],
+            imbalance: 1.0,
+            bound: 1.0,
+            critical: Vec::new(),
+            moves: 1,
+            node_moves: 0,
+        }
+    }
+
+    fn verified(
+        layer: PlannedLayer,
+        moves_max: Option<usize>,
+        node_moves_max: Option<usize>,
+    ) -> Result<(), Failure> {
+        let deployment = Deployment::uniform(2, 4, 2, 1).unwrap();
+        let loads = ExpertLoads::new(&[vec![6.0, 2.0, 4.0]]).unwrap();
+        let current = [[Some(0), Some(1), None, Some(2)].map(|expert| expert.map(ExpertId)).to_vec()];
+        let current: Option<&CurrentSlots> = Some(&current);
+        verify(
+            &[layer],
+            &Allowed { deployment: &deployment, loads: &loads, current, moves_max, node_moves_max },
+        )
+    }
+
+    #[track_caller]
+    fn check(change: impl FnOnce(&mut PlannedLayer), words: &str) {
+        let mut layer = good();
+        change(&mut layer);
+        let failure = verified(layer, None, None).unwrap_err();
+        assert_eq!((failure.code.as_str(), failure.exit), ("experts_plan_invalid", 1));
+        assert!(failure.message.contains(words), "{}", failure.message);
+    }
+
+    #[test]
+    fn a_plan_that_is_not_what_it_says_is_never_written() {
+        assert!(verified(good(), Some(1), Some(1)).is_ok());
+        check(
+            |layer| layer.physical_to_logical[3] = Some(ExpertId(0)),
+            "layer 0: expert 0 is twice on GPU 1",
+        );
+        check(|layer| layer.physical_to_logical[1] = None, "empty slot 1 has a share");
+        check(|layer| layer.share[3] = 0.9, "shares of expert 2");
+        check(|layer| layer.imbalance = 1.01, "states an imbalance of 1.01, and has 1");
+        check(|layer| layer.moves = 0, "states 0 moves, and has 1");
+        check(|layer| layer.share.truncate(3), "number of layers or slots");
+        let lost = |layer: &mut PlannedLayer| (layer.physical_to_logical[1], layer.share[1]) = (None, 0.0);
+        check(lost, "expert 1 is in no slot");
+        let refused = |moves, between| verified(good(), moves, between).unwrap_err().message;
+        assert!(refused(Some(0), None).contains("1 moves, and 0 are allowed"));
+        assert!(refused(None, Some(0)).contains("1 moves between nodes, and 0 are allowed"));
+    }
 }
