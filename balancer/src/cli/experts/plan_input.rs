@@ -33,7 +33,9 @@ pub(super) fn plan_for(
         refused("experts_plan_shape", problem)
     };
     if plan.layers() != loads.layers() {
-        return Err(shape("layers", plan.layers(), loads.layers()));
+        let mut failure = shape("layers", plan.layers(), loads.layers());
+        failure.message += ": if one of them has the dense layers as well, add --moe-layers";
+        return Err(failure);
     }
     if plan.experts() > loads.experts() {
         return Err(shape("experts or more", plan.experts(), loads.experts()));

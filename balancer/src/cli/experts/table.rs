@@ -24,9 +24,10 @@ fn aligned(column: usize, text: &str) -> Cell {
 /// Prints data. A reader that has seen enough (`head`) is no failure.
 pub(super) fn show(text: &str) -> Result<(), Failure> {
     match std::io::stdout().lock().write_all(format!("{text}\n").as_bytes()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure { exit: 1, ..refused("stdout", format!("cannot be written: {error}")) })
-        }
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure {
+            exit: 1,
+            ..refused("experts_stdout_unwritable", format!("cannot be written: {error}"))
+        }),
         _ => Ok(()),
     }
 }

@@ -103,6 +103,43 @@ fn of_layer(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use evenkeel_core::experts::{PlanOptions, SplitKind, plan_layers, resplit_layers};
+    use proptest::prelude::*;
+
+    prop_compose! {
+        /// Loads of one layer with GPUs that can hold it; heavy, light and missing experts alike.
+        fn layers()(gpus in 1usize..10, each in 1usize..6)(
+            gpus in Just(gpus),
+            each in Just(each),
+            loads in prop::collection::vec(
+                prop_oneof![Just(0.0), 1.0..10.0, 1.0..1e6, Just(1e30), Just(1e-30)],
+                1..=gpus * each,
+            ),
+        ) -> (Deployment, ExpertLoads) {
+            (Deployment::uniform(gpus, gpus * each, 1, 1).unwrap(), ExpertLoads::new(&[loads]).unwrap())
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_the_solver_makes_passes((deployment, loads) in layers(), even in any::<bool>()) {
+            let split = if even { SplitKind::Even } else { SplitKind::Weighted };
+            let options = PlanOptions { split, ..PlanOptions::default() };
+            let mut allowed = Allowed {
+                deployment: &deployment,
+                loads: &loads,
+                current: None,
+                moves_max: None,
+                node_moves_max: None,
+            };
+            let planned = plan_layers(&deployment, &loads, None, &options).unwrap();
+            prop_assert!(verify(&planned, &allowed).is_ok(), "{:?}", verify(&planned, &allowed));
+            let current: Vec<_> = planned.iter().map(|layer| layer.physical_to_logical.clone()).collect();
+            let again = resplit_layers(&deployment, &loads, &current, &options).unwrap();
+            (allowed.current, allowed.moves_max) = (Some(&current[..]), Some(0));
+            prop_assert!(verify(&again, &allowed).is_ok(), "{:?}", verify(&again, &allowed));
+        }
+    }
 
     /// Two GPUs of two slots and loads of 6, 2 and 4, with expert 0 on both.
     fn good() -> PlannedLayer {
