@@ -1,5 +1,5 @@
-//! Comma-separated loads: a line is a layer, a value an expert. Lines that begin with `#` are comments; the first other
-//! line may be a header, if all its values begin like names.
+//! Comma-separated loads: a line is a layer, a value an expert. Lines that begin with `#` are comments; the first
+//! other line may be a header, if all its values begin like names.
 
 use super::error::{FileError, Place};
 

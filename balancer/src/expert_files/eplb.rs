@@ -1,5 +1,5 @@
-//! DeepSeek's EPLB (`rebalance_experts`): `phy2log [L, P]`, `log2phy [L, E, X]` padded by -1, `logcnt [L, E]`. The slots
-//! of rank `r` are the block `r * P / G .. (r + 1) * P / G`; there are no empty slots.
+//! DeepSeek's EPLB (`rebalance_experts`): `phy2log [L, P]`, `log2phy [L, E, X]` padded by -1, `logcnt [L, E]`. The
+//! slots of rank `r` are the block `r * P / G .. (r + 1) * P / G`; there are no empty slots.
 
 use super::error::{FileError, Place};
 use super::format::JsonPlan;

@@ -53,8 +53,8 @@ pub(crate) fn expand(table: &PlanTable, entries: usize) -> Expanded {
     Expanded { rows, error_max, error_mean: error_sum / replicated.max(1) as f64 }
 }
 
-/// Counts per replica, of at most `entries` together, whose parts come nearest to the shares; and how far the worst is.
-/// A finer row is taken only if it is nearer by more than rounding.
+/// Counts per replica, of at most `entries` together, whose parts come nearest to the shares; and how far the worst
+/// is. A finer row is taken only if it is nearer by more than rounding.
 fn nearest(parts: &[(i64, f64)], entries: usize) -> (Vec<usize>, f64) {
     let error = |counts: &[usize], of: usize| {
         parts
@@ -101,8 +101,8 @@ fn interleave(parts: &[(i64, f64)], counts: &[usize]) -> Vec<i64> {
     entries.into_iter().map(|(_, replica)| parts[replica].0).collect()
 }
 
-/// The shares that tables make, `[layers][slots]`. `tables` may have a row for every layer of the model; `rows[layer]` is
-/// the one that belongs to a layer of the plan.
+/// The shares that tables make, `[layers][slots]`. `tables` may have a row for every layer of the model;
+/// `rows[layer]` is the one that belongs to a layer of the plan.
 pub(crate) fn shares_of_tables(
     path: &str,
     table: &PlanTable,

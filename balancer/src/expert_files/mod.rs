@@ -1,5 +1,5 @@
-//! Files of expert loads and of expert plans: Evenkeel's own, and those of the engines. Every reader is bounded, names
-//! file and place of what it refuses, and takes nothing by halves; a plan is written whole or not at all.
+//! Files of expert loads and of expert plans: Evenkeel's own, and those of the engines. Every reader is bounded,
+//! names file and place of what it refuses, and takes nothing by halves; a plan is written whole or not at all.
 
 mod ascend;
 mod csv;

@@ -305,6 +305,11 @@ fn plans_that_break_their_format_are_refused_with_the_place() {
         &["num_slots is 3"],
     );
     check("x.yaml", "initial_global_assignments: {3: [0, -1]}\n", None, plan, &["layer 3, slot 1"]);
+    // Nesting is bounded by the parsers.
+    let deep = "[".repeat(100_000);
+    check("x.yaml", &format!("initial_global_assignments: {deep}"), None, file, &["line 1"]);
+    check("x.yaml", &format!("unknown: {deep}"), None, file, &["line 1"]);
+    check("x.json", &format!("{{\"unknown\": {deep}"), None, file, &["line 1", "EOF"]);
     check("x.npy", "no array", None, file, &["NUMPY"]);
     check("x.npy", "no array", Some(Format::Sglang), file, &["eplb or vllm"]);
 }

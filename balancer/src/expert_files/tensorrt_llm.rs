@@ -1,6 +1,6 @@
-//! TensorRT-LLM's YAML for `moe_config.load_balancer`: `num_slots`, `initial_global_assignments` (layer of the model ->
-//! expert of each slot) and `layer_updates_per_iter`. It is a file of its own, or stands within the options of the LLM
-//! API. No empty slots.
+//! TensorRT-LLM's YAML for `moe_config.load_balancer`: `num_slots`, `initial_global_assignments` (layer of the model
+//! -> expert of each slot) and `layer_updates_per_iter`, here 0: a static placement. It is a file of its own, or stands
+//! within the options of the LLM API. No empty slots.
 
 use super::error::{FileError, Place};
 use super::plan_table::PlanTable;

@@ -10,10 +10,10 @@ use std::path::PathBuf;
 
 /// Translate plans between Evenkeel and the engines.
 ///
-/// What the wanted format cannot hold is said on stderr. Engines that know no split can have one all the same, if their
-/// dispatch goes by a table: --expand fills up to 64 or so entries per replicated expert in proportion to the split. Such
-/// tables go to a file of their own, as the engines' loaders take the placement alone; whoever starts the engine sets
-/// them in its place.
+/// What the wanted format cannot hold is said on stderr. Engines that know no split can have one all the same, if
+/// their dispatch goes by a table: --expand fills up to so many entries per replicated expert in proportion to the
+/// split. Such tables go to a file of their own, as the engines' loaders take the placement alone; whoever starts the
+/// engine sets them in place of its own.
 #[derive(Args)]
 #[command(after_help = "Examples:
   For SGLang's --init-expert-location, DeepSeek-V3: 61 layers, of which 3 to 60 have experts

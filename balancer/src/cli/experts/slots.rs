@@ -34,7 +34,8 @@ pub(super) struct Slots {
     #[command(flatten)]
     gpus: Gpus,
     /// Slots to add on every GPU
-    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,2", num_args = 1..=16, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,2", num_args = 1..=16)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
     more: Vec<u16>,
     /// Noisy batches for each figure
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=1000))]
@@ -137,11 +138,13 @@ fn noisy_loads(loads: &ExpertLoads, sigma: f64, seed: u64, batch: u64) -> Result
 
 impl Row {
     fn json(&self) -> Value {
+        let figure = |(sigma, mean): (&f64, f64)| json!({"sigma": sigma, "mean": mean});
+        let noise: Vec<Value> = NOISE.iter().zip(self.noisy).map(figure).collect();
         json!({
             "more_per_gpu": self.more,
             "slots": self.slots,
             "imbalance": {"mean": self.in_sample.mean(), "worst": self.in_sample.worst().1},
-            "noise": NOISE.iter().zip(self.noisy).map(|(sigma, mean)| json!({"sigma": sigma, "mean": mean})).collect::<Vec<_>>(),
+            "noise": noise,
             "bytes_per_gpu": self.bytes_per_gpu,
         })
     }
