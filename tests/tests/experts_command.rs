@@ -225,6 +225,23 @@ fn moves_between_nodes_are_counted_apart() {
 }
 
 #[test]
+fn gpus_may_join_a_plan_in_service() {
+    let desk = Desk::new();
+    let loads = traffic(2, 32, 0);
+    desk.put("loads.csv", csv(&loads));
+    desk.done("solve --loads loads.csv --gpus 8 --slots 40 --plan-out a.json");
+    let output = desk.run("solve --loads loads.csv --gpus 9 --slots 45 --current a.json --plan-out b.json");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("note: a.json is for 8 GPUs"), "{said}");
+    let plan = desk.plan("b.json");
+    check_plan(&plan, &loads, 9, 45);
+    // Whatever the new GPU holds, it had to fetch.
+    let fetched =
+        integers(&plan["physical_to_logical"][0])[40..].iter().filter(|expert| **expert >= 0).count();
+    assert!(plan["layers"][0]["moves"].as_u64() >= Some(fetched as u64), "{plan}");
+}
+
+#[test]
 #[ignore = "the core plans without budgets yet"]
 fn a_budget_of_moves_is_kept_in_every_layer() {
     let desk = Desk::new();
@@ -256,6 +273,9 @@ fn a_dead_gpu_gets_nothing_and_a_slow_one_less() {
         assert!(found < 1.1, "{found}");
     }
     desk.refused("convert --to eplb plan.json x.json", 2, &["experts_format", "unequal"]);
+    // The third GPU dies as well: the other two hold what they held.
+    desk.done("solve --loads loads.csv --rank-slots 8,8,0,0 --current plan.json --plan-out next.json");
+    assert_eq!(desk.plan("next.json")["rank_slots"], json!([8, 8, 0, 0]));
 }
 
 /// Solves these loads for the weighted and for the even split, and expects a mean imbalance of at most `most`.

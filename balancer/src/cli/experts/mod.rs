@@ -1,6 +1,7 @@
 //! `evenkeel experts`: placement without a running balancer, from files to files.
 
 mod convert;
+mod current;
 mod diff;
 mod evaluate;
 mod gpus;

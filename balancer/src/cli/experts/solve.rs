@@ -1,5 +1,6 @@
 //! `evenkeel experts solve`.
 
+use super::current::on_gpus;
 use super::evaluate::Balance;
 use super::gpus::Gpus;
 use super::moves::{Change, change};
@@ -12,8 +13,9 @@ use clap::Args;
 use evenkeel_core::experts::{
     Deployment, ExpertLoads, PlanOptions, PlannedLayer, SplitKind, plan_layers, resplit_layers,
 };
+use evenkeel_core::ids::ExpertId;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Most threads: far more than layers can use.
@@ -33,15 +35,16 @@ const THREADS_MAX: u64 = 1024;
     evenkeel experts solve --loads now.npy --gpus 32 --slots 288 --current plan.json --max-moves 8 --plan-out next.json
   Only a new split, no weight moved
     evenkeel experts solve --loads now.npy --gpus 32 --slots 288 --current plan.json --max-moves 0 --plan-out -
-  One GPU of 32 is dead
-    evenkeel experts solve --loads now.npy --rank-slots 9x31,0 --plan-out plan.json")]
+  The last of the 32 GPUs is dead: its experts go to the others
+    evenkeel experts solve --loads now.npy --rank-slots 9x31,0 --current plan.json --plan-out next.json")]
 pub(super) struct Solve {
     /// Loads (.npy, .csv or .json)
     #[arg(long, value_name = "FILE")]
     loads: PathBuf,
     #[command(flatten)]
     gpus: Gpus,
-    /// The plan in service, in any format: replan from it [default: from nothing]
+    /// The plan in service, in any format. If it is for GPUs of other slots, each is taken to hold what fits, and new
+    /// ones are empty [default: plan from nothing]
     #[arg(long, value_name = "PLAN")]
     current: Option<PathBuf>,
     /// Most experts of a layer that GPUs may fetch because they do not hold them [default: no bound]
@@ -82,7 +85,7 @@ impl Solve {
         let deployment = self.gpus.deployment(&ranks)?;
         let loads = loads(&self.loads, moe_layers.as_deref())?;
         let current = match &self.current {
-            Some(path) => Some(plan_for(path, &loads, moe_layers.as_deref())?.physical_to_logical),
+            Some(path) => Some(current(path, &plan_for(path, &loads, moe_layers.as_deref())?, &ranks)),
             None => None,
         };
         let begin = Instant::now();
@@ -144,6 +147,15 @@ impl Solve {
             _ => error.into(),
         }
     }
+}
+
+/// What the GPUs hold now.
+fn current(path: &Path, plan: &PlanTable, ranks: &Ranks) -> Vec<Vec<Option<ExpertId>>> {
+    if let Some(then) = plan.ranks.as_ref().filter(|then| then.slots != ranks.slots) {
+        let (name, gpus) = (path.display(), then.slots.len());
+        eprintln!("note: {name} is for {gpus} GPUs of other slots: each is taken to hold what fits");
+    }
+    on_gpus(plan, ranks)
 }
 
 /// The solved plan as it goes into the file.
