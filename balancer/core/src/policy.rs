@@ -54,6 +54,31 @@ impl Default for ExpertPolicy {
     }
 }
 
+/// How a unit's load windows are averaged into a forecast. See [`crate::load_history`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryPolicy {
+    /// Time in which a window loses half its weight, in milliseconds. 0 keeps no history: weights are placed for the last
+    /// window.
+    pub half_life_ms: u64,
+    /// Length of the rhythm that loads are expected to have, in milliseconds; 0 expects none.
+    pub season_ms: u64,
+    /// Parts of the season whose loads are told apart; at least 1.
+    pub season_buckets: u16,
+}
+
+impl Default for HistoryPolicy {
+    fn default() -> Self {
+        Self {
+            // What a placement is expected to live: it is made for the mean of that time.
+            half_life_ms: 300_000,
+            // People sleep at night.
+            season_ms: 86_400_000,
+            // An hour: traffic of a day turns over a few of them.
+            season_buckets: 24,
+        }
+    }
+}
+
 /// How requests are held, batched and bounded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RoutingPolicy {
