@@ -29,7 +29,8 @@
 //! The error of the predictor in use, less what sampling alone makes (from the parts of the window, or else a token's
 //! chance), averaged over the half-life and divided by the sum of squared shares, is the square of the layer's
 //! **drift**: the relative standard deviation of an expert's load about the forecast. A predictor whose error is
-//! [`SHIFT`] times what was expected (in root mean square) forgets its average: the traffic is another.
+//! [`SHIFT`] times what was expected (in root mean square) forgets its average: the traffic is another. One such surprise
+//! is no noise; from the second on end it counts as noise that grew.
 //!
 //! # Bounds
 //!
@@ -47,7 +48,7 @@ mod season;
 mod tests;
 
 use crate::policy::HistoryPolicy;
-use crate::snapshot::{Forecast, LoadTable};
+use crate::snapshot::{Forecast, LoadTable, Predictor};
 use layer::LayerHistory;
 
 /// A predictor's root-mean-square error, over the one expected, from which on the traffic counts as another. Noise
@@ -90,16 +91,25 @@ impl LoadHistory {
     /// window, when the policy keeps no history, and when an expert would come out above
     /// [`LOAD_MAX`](crate::snapshot::LOAD_MAX).
     pub fn forecast(&self, for_ms: u64) -> Option<Forecast> {
+        self.forecast_by(for_ms, |layer| layer.choose(for_ms, &self.policy))
+    }
+
+    /// The same by one predictor, whether or not it is trusted. Where it knows nothing yet, the season's nothing
+    /// included, the last window stands in.
+    pub fn forecast_of(&self, predictor: Predictor, for_ms: u64) -> Option<Forecast> {
+        self.forecast_by(for_ms, |layer| layer.available(predictor, for_ms, &self.policy))
+    }
+
+    fn forecast_by(&self, for_ms: u64, choose: impl Fn(&LayerHistory) -> Predictor) -> Option<Forecast> {
         if self.layers.is_empty() {
             return None;
         }
         let mut counts = Vec::with_capacity(self.layers.len() * self.experts);
-        let (mut drift, mut predictor) = (Vec::new(), Vec::new());
-        for layer in &self.layers {
-            let used = layer.forecast(for_ms, &self.policy, &mut counts);
-            predictor.push(used);
-            drift.push(layer.drift());
+        let predictor: Vec<Predictor> = self.layers.iter().map(choose).collect();
+        for (layer, &used) in self.layers.iter().zip(&predictor) {
+            layer.forecast(used, for_ms, &self.policy, &mut counts);
         }
+        let drift = self.layers.iter().map(LayerHistory::drift).collect();
         let loads = LoadTable::new(self.layers.len(), self.experts, counts);
         Some(Forecast { loads: loads.ok()?, drift, predictor })
     }

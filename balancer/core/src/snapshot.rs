@@ -176,7 +176,7 @@ pub struct Snapshot {
     /// Loads of the window before this one, if known. What one window asks for and the other does not is noise.
     pub previous: Option<LoadTable>,
     /// What the next windows are expected to ask for. Weights are placed for it, or for `loads` when there is
-    /// none; shares and reports go by `loads` in either case.
+    /// none. Reports go by `loads` in either case.
     pub forecast: Option<Arc<Forecast>>,
 }
 

@@ -12,7 +12,7 @@ use super::swap::highest;
 use crate::ids::{ExpertId, LayerId};
 use crate::invariants;
 use crate::plan::{LayerPlan, Plan};
-use crate::policy::ExpertPolicy;
+use crate::policy::{ExpertPolicy, SplitFor};
 use crate::report::{Binding, Decision, KeepReason, LayerReport, SolveReport};
 use crate::snapshot::{LoadTable, Snapshot};
 use crate::topology::UnitShape;
@@ -111,7 +111,8 @@ pub fn place(snapshot: &Snapshot, policy: &ExpertPolicy) -> Vec<LayerPlan> {
 }
 
 fn layer_problem(snapshot: &Snapshot, layer: usize, policy: &ExpertPolicy) -> LayerProblem {
-    problem_of(snapshot, &snapshot.loads, layer, policy)
+    let forecast = snapshot.forecast.as_ref().filter(|_| policy.split_for == SplitFor::Forecast);
+    problem_of(snapshot, forecast.map_or(&snapshot.loads, |forecast| &forecast.loads), layer, policy)
 }
 
 /// The layer as it is forecast: what a placement is made for.
@@ -218,7 +219,7 @@ pub fn solve(snapshot: &Snapshot, running: &Plan, target: Option<&Target>, polic
     let forecast = expected.is_some();
     for (layer, aims) in layers.iter_mut().zip(aims) {
         let aim = aims.fresh.filter(|_| fresh_is_real).or(aims.under_way);
-        // Where to go is decided on the forecast; shares and report are those of the window.
+        // Where to go is decided on the forecast; shares may be those of the window.
         layer.aim = if forecast { aim.map(|aim| Draft::new(&layer.problem, aim.placement)) } else { aim };
     }
     if layers.iter().any(|layer| layer.aim.is_some()) {

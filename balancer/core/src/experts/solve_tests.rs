@@ -4,7 +4,7 @@ use super::{Solved, Target, place, solve};
 use crate::ids::{NodeId, Rank, UnitId};
 use crate::invariants::check;
 use crate::plan::{Plan, PlanKind, SHARE_ONE};
-use crate::policy::ExpertPolicy;
+use crate::policy::{ExpertPolicy, SplitFor};
 use crate::report::{Binding, Decision, KeepReason};
 use crate::snapshot::{Forecast, LoadTable, Predictor, Snapshot, Window};
 use crate::topology::{Role, UnitShape, UnitTopology};
@@ -276,10 +276,16 @@ fn shares_and_reports_go_by_the_window() {
     let topology = topology(1, 3, 2, 2, 1);
     let running = boot(&topology);
     let measured = complete(&topology, &[600, 100, 300]);
-    let forecast = forecast(&topology, &[600, 300, 100], None);
-    let with_forecast = measured.clone().with_forecast(forecast).unwrap();
+    let with_forecast = measured.clone().with_forecast(forecast(&topology, &[600, 300, 100], None)).unwrap();
+    let forecast_of_alike = forecast(&topology, &[600, 150, 250], None);
     let policy = ExpertPolicy::default();
     let solved = solve(&measured, &running, None, &policy);
     assert!(matches!(solved.decision, Decision::Reweight { .. }));
     assert_eq!(solve(&with_forecast, &running, None, &policy), solved);
+    // Unless the operator wants it otherwise, and then only where the window confirms the gain.
+    let policy = ExpertPolicy { split_for: SplitFor::Forecast, ..policy };
+    assert_eq!(solve(&with_forecast, &running, None, &policy).plan, None);
+    let alike = measured.with_forecast(forecast_of_alike).unwrap();
+    let share = solve(&alike, &running, None, &policy).plan.unwrap().layers[0].share[0];
+    assert!(share.abs_diff(SHARE_ONE * 7 / 12) < 200, "{share}");
 }

@@ -36,6 +36,8 @@ pub(super) struct LayerHistory {
     square: Average,
     /// Windows in `variance`, none forgotten.
     judged: u64,
+    /// The last window was far off its forecast.
+    surprised: bool,
     /// Charges of the last window and of the average.
     last_error: Average,
     average_error: Average,
@@ -65,6 +67,7 @@ impl LayerHistory {
             sampling: Average::default(),
             square: Average::default(),
             judged: 0,
+            surprised: false,
             last_error: Average::default(),
             average_error: Average::default(),
             season_error: Average::default(),
@@ -105,10 +108,14 @@ impl LayerHistory {
         if least <= limit {
             self.charge(&errors, fading, decay(elapsed, policy.half_life_ms.max(policy.season_ms)));
         }
-        self.learn_noise(at_ms, used, share, (limit / error).min(1.0), fading, policy);
-        self.sampling.add(sampling, fading);
-        self.square.add(square, fading);
-        self.judged += 1;
+        // One surprise is a change of traffic and says nothing about noise; a second one on end is noise that grew.
+        if error <= limit || self.surprised {
+            self.learn_noise(at_ms, used, share, (limit / error).min(1.0), fading, policy);
+            self.sampling.add(sampling, fading);
+            self.square.add(square, fading);
+            self.judged += 1;
+        }
+        self.surprised = error > limit;
         if errors.average > limit {
             self.average.reset();
         }
@@ -189,15 +196,25 @@ impl LayerHistory {
         self.average_error.mean < self.last_error.mean
     }
 
-    fn choose(&self, at_ms: u64, policy: &HistoryPolicy) -> Predictor {
+    pub(super) fn choose(&self, at_ms: u64, policy: &HistoryPolicy) -> Predictor {
         let seasonal = self.season_error.mean < self.instead_error.mean;
-        if seasonal && self.season_at(at_ms, policy).is_some() {
-            Predictor::Seasonal
-        } else if self.average_leads() {
-            Predictor::Average
+        let leading = if self.average_leads() { Predictor::Average } else { Predictor::Last };
+        let used = if seasonal { Predictor::Seasonal } else { leading };
+        if self.available(used, at_ms, policy) == used {
+            used
         } else {
-            Predictor::Last
+            self.available(leading, at_ms, policy)
         }
+    }
+
+    /// The predictor if it can say something, else the last window.
+    pub(super) fn available(&self, wanted: Predictor, at_ms: u64, policy: &HistoryPolicy) -> Predictor {
+        let silent = match wanted {
+            _ if self.total == 0 => true,
+            Predictor::Seasonal => self.season_at(at_ms, policy).is_none(),
+            Predictor::Last | Predictor::Average => false,
+        };
+        if silent { Predictor::Last } else { wanted }
     }
 
     fn predict(&self, used: Predictor, expert: usize, season: Option<SeasonAt<'_>>) -> f64 {
@@ -209,12 +226,17 @@ impl LayerHistory {
     }
 
     /// Appends the counts expected at `for_ms`; they sum to the total of the last window.
-    pub(super) fn forecast(&self, for_ms: u64, policy: &HistoryPolicy, counts: &mut Vec<u64>) -> Predictor {
+    pub(super) fn forecast(
+        &self,
+        used: Predictor,
+        for_ms: u64,
+        policy: &HistoryPolicy,
+        counts: &mut Vec<u64>,
+    ) {
         if self.total == 0 {
             counts.extend(std::iter::repeat_n(0, self.experts));
-            return Predictor::Last;
+            return;
         }
-        let used = self.choose(for_ms, policy);
         let season = self.season_at(for_ms, policy);
         // What a fall of the season takes from an expert that has little must not leave less than nothing.
         let share: Vec<f64> = (0..self.experts).map(|e| self.predict(used, e, season).max(0.0)).collect();
@@ -226,7 +248,6 @@ impl LayerHistory {
             counts.push(next - given);
             given = next;
         }
-        used
     }
 
     pub(super) fn drift(&self) -> Option<f64> {
