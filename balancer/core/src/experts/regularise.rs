@@ -219,10 +219,12 @@ fn water_fill(expert: &Shared, strength: f64, held: &[u16], split: &mut [f64], r
                 width += speed;
             }
         }
-        if sum >= level * width {
+        let next = sum / width;
+        // Also when no vessel is left, or rounding alone differs.
+        if width <= 0.0 || next >= level {
             break;
         }
-        level = sum / width;
+        level = next;
     }
     let filled = |at: usize| ((level * ranks.speed[usize::from(held[at])] - floors[at]) / stiffness).max(0.0);
     let feasible = (0..held.len()).all(|at| split[at] + RELAXATION * (filled(at) - split[at]) >= 0.0);
@@ -305,7 +307,8 @@ mod tests {
         // Even is not allowed, so the split has to choose. Expert 0 swings with 1 and against 2.
         let swings = vec![10.0, -10.0, 10.0, -10.0, -10.0, 10.0];
         let loads = [100.0, 110.0, 100.0];
-        let alone = first_part(loads, Change::default(), 0.02);
+        let still = Change { parts: 2, deviation: vec![0.0; 6], drift: 0.0 };
+        let alone = first_part(loads, still, 0.02);
         let together = first_part(loads, Change { parts: 2, deviation: swings, drift: 0.0 }, 0.02);
         assert!(together < alone - 0.5, "{together} {alone}");
     }
