@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-rust test-page test-chart test-foreign lint build-demo bench-experts bench-requests
+.PHONY: help demo test test-rust test-page test-chart test-foreign test-kernels lint build-demo bench-experts bench-requests gpu-bundle gpu-test gpu-bench
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -ts '	'
@@ -15,7 +15,7 @@ build-demo:
 demo: build-demo ## Replay a real trace through balancer, agents and simulated workers; ends with a table
 	target/release/evenkeel demo $(DEMO_ARGS)
 
-test: test-rust test-foreign test-chart test-page ## Run every test
+test: test-rust test-kernels test-foreign test-chart test-page ## Run every test
 
 test-rust: ## Unit, property, golden and end-to-end tests
 	tests/setup/nextest
@@ -30,6 +30,9 @@ test-foreign: ## Call the admin service with a foreign client, through reflectio
 test-chart: ## Render and validate the Helm chart, compare the dashboard with the metrics
 	tests/chart/run
 
+test-kernels: ## Compile every GPU kernel without a GPU; a spilled register fails
+	kernels/check/run
+
 test-page: ## Drive the page in a real browser
 	tests/page/run
 
@@ -38,7 +41,17 @@ lint: ## Formatting and lints, warnings denied
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
 bench-experts: ## Expert placement: every planner on the same loads in one run
-	cargo run --release --locked -p evenkeel-simulate --example expert_windows
+	balancer/simulate/loads/prepare target/expert-loads
+	cargo run --release --locked -p evenkeel-simulate --example bench_experts -- --loads target/expert-loads $(BENCH_ARGS)
 
 bench-requests: ## Request routing: every policy on the same arrivals in one run
 	cargo run --release --locked -p evenkeel-simulate --example requests
+
+gpu-bundle: ## A folder that tests and measures the kernels on a machine with a GPU, without a toolchain
+	kernels/gpu/bundle
+
+gpu-test: gpu-bundle ## The kernels against their references, where a GPU is present
+	target/gpu-bundle/run test
+
+gpu-bench: gpu-bundle ## The kernels' times per node of a CUDA graph, where a GPU is present
+	target/gpu-bundle/run bench

@@ -1,7 +1,7 @@
 //! The balancer's configuration: one structure, one way in. Precedence: flag, then EVENKEEL_* variable, then
 //! file, then default. Flags and variables arrive together from the command line as [`Overrides`].
 
-use evenkeel_core::policy::{ExpertPolicy, RoutingPolicy};
+use evenkeel_core::policy::{ExpertPolicy, HistoryPolicy, RoutingPolicy, SplitFor};
 use evenkeel_core::routing::Router;
 use evenkeel_core::topology::Role;
 use serde::{Deserialize, Serialize};
@@ -55,12 +55,14 @@ pub struct Control {
     pub agents_max: u32,
 }
 
-/// See [`ExpertPolicy`].
+/// See [`ExpertPolicy`] and [`HistoryPolicy`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Experts {
     /// See [`ExpertPolicy::split_tolerance`].
     pub split_tolerance: f64,
+    /// See [`ExpertPolicy::split_for`].
+    pub split_for: SplitLoads,
     /// See [`ExpertPolicy::weights_gain_min`].
     pub weights_gain_min: f64,
     /// See [`ExpertPolicy::moves_gain_min`].
@@ -75,6 +77,22 @@ pub struct Experts {
     pub transfer_bytes_per_ms: u64,
     /// See [`ExpertPolicy::transfer_slowdown`].
     pub transfer_slowdown: f64,
+    /// See [`HistoryPolicy::half_life_ms`].
+    pub history_half_life_ms: u64,
+    /// See [`HistoryPolicy::season_ms`].
+    pub history_season_ms: u64,
+    /// See [`HistoryPolicy::season_buckets`].
+    pub history_season_buckets: u16,
+}
+
+/// See [`SplitFor`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SplitLoads {
+    /// See [`SplitFor::Window`].
+    Window,
+    /// See [`SplitFor::Forecast`].
+    Forecast,
 }
 
 /// See [`RoutingPolicy`].
@@ -122,9 +140,13 @@ impl Default for Control {
 
 impl Default for Experts {
     fn default() -> Self {
-        let policy = ExpertPolicy::default();
+        let (policy, history) = (ExpertPolicy::default(), HistoryPolicy::default());
         Self {
             split_tolerance: policy.split_tolerance,
+            split_for: match policy.split_for {
+                SplitFor::Window => SplitLoads::Window,
+                SplitFor::Forecast => SplitLoads::Forecast,
+            },
             weights_gain_min: policy.weights_gain_min,
             moves_gain_min: policy.moves_gain_min,
             moves_gain_at_once: policy.moves_gain_at_once,
@@ -132,6 +154,9 @@ impl Default for Experts {
             placement_life_ms: policy.placement_life_ms,
             transfer_bytes_per_ms: policy.transfer_bytes_per_ms,
             transfer_slowdown: policy.transfer_slowdown,
+            history_half_life_ms: history.half_life_ms,
+            history_season_ms: history.season_ms,
+            history_season_buckets: history.season_buckets,
         }
     }
 }
@@ -164,6 +189,10 @@ impl Experts {
     pub fn policy(&self) -> ExpertPolicy {
         ExpertPolicy {
             split_tolerance: self.split_tolerance,
+            split_for: match self.split_for {
+                SplitLoads::Window => SplitFor::Window,
+                SplitLoads::Forecast => SplitFor::Forecast,
+            },
             weights_gain_min: self.weights_gain_min,
             moves_gain_min: self.moves_gain_min,
             moves_gain_at_once: self.moves_gain_at_once,
@@ -172,6 +201,15 @@ impl Experts {
             transfer_bytes_per_ms: self.transfer_bytes_per_ms,
             transfer_slowdown: self.transfer_slowdown,
             ..ExpertPolicy::default()
+        }
+    }
+
+    /// The policy for the units' histories.
+    pub fn history(&self) -> HistoryPolicy {
+        HistoryPolicy {
+            half_life_ms: self.history_half_life_ms,
+            season_ms: self.history_season_ms,
+            season_buckets: self.history_season_buckets,
         }
     }
 }
@@ -335,6 +373,16 @@ fn validate(config: &Config) -> Result<(), ConfigError> {
     ] {
         check(key, value >= 1, value.to_string(), "at least 1")?;
     }
+    // A month: what is older says nothing of today, and clocks far from overflow.
+    for (key, value) in [
+        ("experts.history_half_life_ms", experts.history_half_life_ms),
+        ("experts.history_season_ms", experts.history_season_ms),
+    ] {
+        check(key, value <= 2_592_000_000, value.to_string(), "0 (none) to 2592000000")?;
+    }
+    // Every bucket holds a number per layer and expert: quarters of an hour of a day, or hours of a week.
+    let buckets = experts.history_season_buckets;
+    check("experts.history_season_buckets", (1..=168).contains(&buckets), buckets.to_string(), "1 to 168")?;
     let target = experts.imbalance_target;
     check("experts.imbalance_target", (1.0..=2.0).contains(&target), target.to_string(), "1 to 2")?;
     // The core knows the ranges of the routing policy.
@@ -361,6 +409,8 @@ mod tests {
         let message =
             "configuration b.toml: unknown key control.window_step; did you mean control.window_steps?";
         check("[control]\nwindow_step = 4", Err(message));
+        let message = "configuration b.toml: unknown key experts.history_halflife_ms; did you mean experts.history_half_life_ms?";
+        check("[experts]\nhistory_halflife_ms = 4", Err(message));
         check("zzz = 1", Err("configuration b.toml: unknown key zzz"));
     }
 
@@ -375,6 +425,15 @@ mod tests {
             Err("configuration: experts.imbalance_target is NaN: must be 1 to 2"),
         );
         check(
+            "[experts]\nhistory_season_buckets = 0",
+            Err("configuration: experts.history_season_buckets is 0: must be 1 to 168"),
+        );
+        check("[experts]\nhistory_half_life_ms = 0\nhistory_season_ms = 0", Ok(()));
+        check(
+            "[experts]\nhistory_half_life_ms = 2592000001",
+            Err("configuration: experts.history_half_life_ms is 2592000001: must be 0 (none) to 2592000000"),
+        );
+        check(
             "cluster = \"A b\"",
             Err("configuration: cluster is \"A b\": must be 1 to 63 characters a-z, 0-9 and '-'"),
         );
@@ -385,6 +444,18 @@ mod tests {
         let error = parse("cluster = \"a\"\nagents_listen = 7", "b.toml").unwrap_err();
         assert_eq!(error.code(), "config_malformed");
         assert!(error.to_string().contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn the_history_and_what_splits_are_made_for_reach_their_policies() {
+        let text = "[experts]\nsplit_for = \"forecast\"\nhistory_half_life_ms = 7\nhistory_season_ms = 8\nhistory_season_buckets = 9";
+        let experts = parse(text, "b.toml").expect("valid").experts;
+        assert_eq!(experts.policy().split_for, SplitFor::Forecast);
+        let history = HistoryPolicy { half_life_ms: 7, season_ms: 8, season_buckets: 9 };
+        assert_eq!(experts.history(), history);
+        assert_eq!(Experts::default().history(), HistoryPolicy::default());
+        let error = parse("[experts]\nsplit_for = \"past\"", "b.toml").unwrap_err().to_string();
+        assert!(error.contains("`past`") && error.contains("`window` or `forecast`"), "{error}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod control_loop;
 pub mod demo;
+mod expert_files;
 pub mod grpc;
 pub mod http;
 pub mod metrics;

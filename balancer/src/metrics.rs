@@ -24,6 +24,8 @@ macro_rules! metrics {
 metrics! {
     gauge BUILD_INFO = "evenkeel_build_info", Count, "Always 1; the label names the running version.";
     gauge IMBALANCE = "evenkeel_imbalance_ratio", Count, "Max over mean over the ranks of a unit, by kind: expert (measured, mean over layers), prefill_tokens, prefill_attention, decode_kv, decode_requests. 1 is balanced.";
+    gauge LOAD_DRIFT = "evenkeel_expert_load_drift_ratio", Count, "Relative standard deviation of an expert's load in one window about its forecast, beyond what sampling makes, mean over the layers of a unit.";
+    gauge FORECAST_LAYERS = "evenkeel_forecast_layers", Count, "Layers of a unit by what the loads they are placed for are made of, predictor: last (the last window), average (exponential) or seasonal.";
     gauge PLAN_EPOCH = "evenkeel_plan_epoch", Count, "Number of the last committed plan of a unit.";
     gauge PREDICTED_GAIN = "evenkeel_plan_predicted_gain_ratio", Count, "Imbalance before over imbalance after, as the last plan predicted it on its own window.";
     gauge REALISED_GAIN = "evenkeel_plan_realised_gain_ratio", Count, "Imbalance the plan before would have had in the last clean window, over the imbalance measured in it.";

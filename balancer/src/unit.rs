@@ -4,11 +4,12 @@ use crate::push::PreparedCache;
 use crate::telemetry::{CleanWindow, WindowAssembler};
 use evenkeel_core::experts::{self, Solved, Target};
 use evenkeel_core::ids::{NodeId, Rank, UnitId};
+use evenkeel_core::load_history::LoadHistory;
 use evenkeel_core::plan::{LayerPlan, Plan, max_over_mean};
-use evenkeel_core::policy::ExpertPolicy;
+use evenkeel_core::policy::{ExpertPolicy, HistoryPolicy};
 use evenkeel_core::protocol::membership::Membership;
 use evenkeel_core::protocol::unit::{Activity, PlanRef, UnitControl};
-use evenkeel_core::snapshot::{LoadTable, Snapshot, Window};
+use evenkeel_core::snapshot::{Forecast, LoadTable, Snapshot, Window};
 use evenkeel_core::topology::UnitTopology;
 use evenkeel_core::units::Millis;
 use evenkeel_proto::v1;
@@ -59,6 +60,8 @@ pub struct Formed {
     pub last_clean: Option<Arc<CleanWindow>>,
     /// The clean window before it.
     pub previous_clean: Option<Arc<CleanWindow>>,
+    /// All clean windows since the balancer started, averaged.
+    pub history: LoadHistory,
     /// Clean windows since the balancer started.
     pub clean_windows: u64,
     /// The placement the unit is on its way to.
@@ -83,6 +86,8 @@ pub struct Migration {
     pub target: Target,
     /// What it was made from.
     pub window: Arc<CleanWindow>,
+    /// What it was made for.
+    pub forecast: Option<Arc<Forecast>>,
     /// Clean windows closed since.
     pub age_windows: u64,
 }
@@ -164,13 +169,14 @@ impl Unit {
 
 impl Formed {
     /// A unit whose nodes are all away, with the committed plan `head`.
-    pub fn new(topology: Arc<UnitTopology>, control: UnitControl) -> Self {
+    pub fn new(topology: Arc<UnitTopology>, control: UnitControl, history: HistoryPolicy) -> Self {
         Self {
             topology,
             control,
             windows: WindowAssembler::default(),
             last_clean: None,
             previous_clean: None,
+            history: LoadHistory::new(history),
             clean_windows: 0,
             migration: None,
             decided: None,
@@ -187,9 +193,10 @@ impl Formed {
         self.decided.filter(|_| quiet)
     }
 
-    /// Takes a window that can be solved on.
-    pub fn take_clean(&mut self, window: CleanWindow) {
+    /// Takes a window that can be solved on, at the time its last counts arrived.
+    pub fn take_clean(&mut self, window: CleanWindow, now: Millis) {
         self.clean_windows += 1;
+        self.history.observe(now.0, &window.loads, &window.parts);
         self.previous_clean = self.last_clean.replace(Arc::new(window));
         if let Some(migration) = &mut self.migration {
             migration.age_windows += 1;
@@ -202,28 +209,39 @@ impl Formed {
             return None;
         }
         let newest = self.last_clean.as_ref()?;
-        let window = match &self.migration {
-            Some(migration) if migration.age_windows <= MIGRATION_WINDOWS_MAX => &migration.window,
-            Some(_) => newest,
+        // A placement is made for the middle of its life.
+        let forecast = || self.history.forecast(now.0 + policy.placement_life_ms / 2).map(Arc::new);
+        let (window, forecast) = match &self.migration {
+            Some(migration) if migration.age_windows <= MIGRATION_WINDOWS_MAX => {
+                (&migration.window, migration.forecast.clone())
+            }
+            Some(_) => (newest, forecast()),
             None if self.decided == Some(newest.window) => return None,
-            None => newest,
+            None => (newest, forecast()),
         };
         let previous = self.previous_clean.as_ref().filter(|p| p.window < window.window);
         Some(SolveJob {
             topology: Arc::clone(&self.topology),
             window: Arc::clone(window),
             previous: previous.map(|p| p.loads.clone()),
+            forecast,
             running: Arc::clone(self.control.head()),
             target: self.migration.as_ref().map(|m| m.target.clone()),
             policy: policy.clone(),
         })
     }
 
-    /// Keeps the target of a solve for the next one, with the window it was made from.
-    pub fn set_target(&mut self, target: Option<Target>, window: &Arc<CleanWindow>) {
-        self.migration = target.map(|target| match self.migration.take() {
+    /// Keeps the target of a solve for the next one, with the window and the forecast it was made from.
+    pub fn set_target(&mut self, result: &SolveResult) {
+        let window = &result.window;
+        self.migration = result.solved.target.clone().map(|target| match self.migration.take() {
             Some(migration) if migration.window.window == window.window => Migration { target, ..migration },
-            _ => Migration { target, window: Arc::clone(window), age_windows: 0 },
+            _ => Migration {
+                target,
+                window: Arc::clone(window),
+                forecast: result.forecast.clone(),
+                age_windows: 0,
+            },
         });
     }
 
@@ -263,6 +281,7 @@ pub struct SolveJob {
     topology: Arc<UnitTopology>,
     window: Arc<CleanWindow>,
     previous: Option<LoadTable>,
+    forecast: Option<Arc<Forecast>>,
     running: Arc<Plan>,
     target: Option<Target>,
     policy: ExpertPolicy,
@@ -274,11 +293,18 @@ pub struct SolveResult {
     pub solved: Solved,
     /// The window.
     pub window: Arc<CleanWindow>,
+    /// What the windows after it were expected to ask for.
+    pub forecast: Option<Arc<Forecast>>,
     /// The head it was made on.
     pub base: PlanRef,
 }
 
 impl SolveJob {
+    /// What the solve expects of the next windows.
+    pub fn forecast(&self) -> Option<&Forecast> {
+        self.forecast.as_deref()
+    }
+
     /// Runs the solver. Pure, but too long for the control loop.
     pub fn run(self) -> SolveResult {
         let ranks = self.topology.shape().ranks;
@@ -290,9 +316,13 @@ impl SolveJob {
             Some(previous) => snapshot.with_previous(previous).expect(shape),
             None => snapshot,
         };
+        let snapshot = match self.forecast.clone() {
+            Some(forecast) => snapshot.with_forecast(forecast).expect(shape),
+            None => snapshot,
+        };
         let solved = experts::solve(&snapshot, &self.running, self.target.as_ref(), &self.policy);
         let base = (self.running.epoch, self.running.digest());
-        SolveResult { solved, window: self.window, base }
+        SolveResult { solved, window: self.window, forecast: self.forecast, base }
     }
 }
 
@@ -332,7 +362,7 @@ mod tests {
         let mut control = UnitControl::new(boot, None, [node.clone()], Limits::default());
         let head = control.head_id();
         control.step(Millis(0), Event::Joined(node, Some(head)));
-        Formed::new(topology, control)
+        Formed::new(topology, control, HistoryPolicy::default())
     }
 
     fn window(number: u64, loads: [u64; 8]) -> CleanWindow {
@@ -358,19 +388,19 @@ mod tests {
     fn a_window_is_decided_on_once() {
         let mut formed = formed();
         assert_eq!(solved_on(&formed), None, "no window yet");
-        formed.take_clean(window(0, HOT));
+        formed.take_clean(window(0, HOT), Millis(0));
         assert_eq!(solved_on(&formed), Some(0));
         formed.decided = Some(window(0, HOT).window);
         assert_eq!(solved_on(&formed), None);
         assert_eq!(formed.settled(), formed.decided);
-        formed.take_clean(window(1, HOT));
+        formed.take_clean(window(1, HOT), Millis(0));
         assert_eq!(solved_on(&formed), Some(4));
     }
 
     #[test]
     fn nothing_is_solved_while_a_solve_runs_or_after_an_abort() {
         let mut formed = formed();
-        formed.take_clean(window(0, HOT));
+        formed.take_clean(window(0, HOT), Millis(0));
         formed.solving = true;
         assert_eq!(solved_on(&formed), None);
         (formed.solving, formed.resume_at) = (false, Millis(1));
@@ -382,18 +412,52 @@ mod tests {
     #[test]
     fn a_migration_goes_on_with_its_window_until_that_is_old() {
         let mut formed = formed();
-        formed.take_clean(window(0, HOT));
+        formed.take_clean(window(0, HOT), Millis(0));
         let result = solve(&formed).expect("a window");
-        let target = result.solved.target.expect("the migration needs more than one plan");
-        formed.set_target(Some(target.clone()), &result.window);
+        assert!(result.solved.target.is_some(), "the migration needs more than one plan");
+        formed.set_target(&result);
         assert_eq!(formed.settled(), None);
         for number in 1..=MIGRATION_WINDOWS_MAX {
-            formed.take_clean(window(number, HOT));
+            formed.take_clean(window(number, HOT), Millis(0));
             assert_eq!(solved_on(&formed), Some(0), "after window {number}");
-            formed.set_target(Some(target.clone()), &result.window);
+            formed.set_target(&result);
         }
         let newest = MIGRATION_WINDOWS_MAX + 1;
-        formed.take_clean(window(newest, HOT));
+        formed.take_clean(window(newest, HOT), Millis(0));
         assert_eq!(solved_on(&formed), Some(newest * 4));
+    }
+    /// The same experts in another order of heat: the boot placement is level on it.
+    const LEVEL: [u64; 8] = [400, 4, 200, 100, 300, 3, 2, 400];
+
+    #[test]
+    fn a_migration_keeps_the_forecast_it_was_made_for() {
+        let mut formed = formed();
+        formed.take_clean(window(0, HOT), Millis(0));
+        let first = solve(&formed).expect("a window");
+        let made_for = first.forecast.clone().expect("a window was seen");
+        assert_eq!(made_for.loads, window(0, HOT).loads);
+        formed.set_target(&first);
+        formed.take_clean(window(1, LEVEL), Millis(1));
+        let second = solve(&formed).expect("the migration goes on");
+        assert_eq!(second.forecast, Some(made_for));
+    }
+
+    #[test]
+    fn weights_are_placed_for_what_the_windows_have_in_common() {
+        let mut formed = formed();
+        // A half-life is ten windows here, which scatter a little.
+        for number in 0..20 {
+            let scattered = HOT.map(|load| load + (number * 37) % 11);
+            formed.take_clean(window(number, scattered), Millis(number * 30_000));
+        }
+        let result = solve(&formed).expect("a window");
+        let forecast = result.forecast.expect("windows were seen");
+        assert_ne!(forecast.loads, result.window.loads);
+        assert!(forecast.drift[0].is_some());
+        // Without a half-life there is none, and the last window counts alone.
+        let off = HistoryPolicy { half_life_ms: 0, ..HistoryPolicy::default() };
+        formed.history = LoadHistory::new(off);
+        formed.take_clean(window(20, HOT), Millis(600_000));
+        assert_eq!(solve(&formed).expect("a window").forecast, None);
     }
 }

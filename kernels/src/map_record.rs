@@ -60,6 +60,14 @@ pub enum MapError {
         /// Experts of the layer.
         experts: usize,
     },
+    /// More slots than the device's tables can name.
+    #[error("the layer has {slots} slots: the device's tables name at most {most}")]
+    TooManySlots {
+        /// Slots of the layer.
+        slots: usize,
+        /// The most.
+        most: usize,
+    },
     /// Buffers that do not fit each other.
     #[error("{what} has {have} entries: must have {need}")]
     WrongLength {
@@ -79,6 +87,7 @@ impl MapError {
             MapError::UnknownExpert { .. } => "map_unknown_expert",
             MapError::SharesNotOne { .. } => "map_shares_not_one",
             MapError::UnknownId { .. } => "map_unknown_id",
+            MapError::TooManySlots { .. } => "map_too_many_slots",
             MapError::WrongLength { .. } => "map_wrong_length",
         }
     }
@@ -120,8 +129,13 @@ impl DispatchTable {
         self.slots
     }
 
+    /// The row of `expert`: slots and the cumulative share up to and with each.
+    pub(crate) fn row_entries(&self, expert: usize) -> impl Iterator<Item = (u32, u32)> + '_ {
+        (self.row[expert] as usize..self.row[expert + 1] as usize).map(|at| (self.slot[at], self.upper[at]))
+    }
+
     /// The slot of `expert` that serves the token with this index.
-    fn choose(&self, expert: usize, token: u32, salt: u32) -> u32 {
+    pub(crate) fn choose(&self, expert: usize, token: u32, salt: u32) -> u32 {
         let point = mix32(token.wrapping_add(salt.wrapping_mul(SALT_STEP))) >> 16;
         let (begin, end) = (self.row[expert] as usize, self.row[expert + 1] as usize);
         let entry = begin + self.upper[begin..end].partition_point(|&upper| upper <= point);

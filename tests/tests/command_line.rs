@@ -114,7 +114,7 @@ fn a_balancer_that_is_not_there_has_its_own_exit_code() {
 fn help_says_what_each_command_is_for() {
     let output = evenkeel(&["--help"]);
     let help = String::from_utf8_lossy(&output.stdout);
-    for command in ["serve", "demo", "status", "plans", "pause", "resume"] {
+    for command in ["serve", "demo", "experts", "status", "plans", "pause", "resume"] {
         assert!(help.contains(command), "{help}");
     }
 }

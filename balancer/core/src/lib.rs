@@ -10,6 +10,7 @@ pub mod decode;
 pub mod experts;
 pub mod ids;
 pub mod invariants;
+pub mod load_history;
 pub mod plan;
 pub mod policy;
 pub mod prefill;

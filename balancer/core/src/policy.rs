@@ -1,13 +1,24 @@
 //! The operator's wishes, as plain values. Each default carries its reason.
 
+/// The loads that splits are made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SplitFor {
+    /// The last window.
+    Window,
+    /// The forecast, where there is one.
+    Forecast,
+}
+
 /// How eagerly expert placement is changed. Ratios are relative: 0.01 is one percent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExpertPolicy {
     /// How far (as a ratio above the optimum) a split may stay from the best one in order to be nearer to
     /// the even split. An optimum from a vertex of the polytope fits its own window and fails in the next.
     pub split_tolerance: f64,
+    /// What splits are made for. Placements are made for the forecast in either case.
+    pub split_for: SplitFor,
     /// Relative standard deviation that every expert's load has by itself from one window to the next, beyond
-    /// what the parts of the window show. The larger it is, the more a placement levels the number of heavy
+    /// what the parts of the window show, while no forecast states it. The larger it is, the more a placement levels the number of heavy
     /// experts per rank at the expense of their load.
     pub load_drift: f64,
     /// Predicted relative gain in imbalance below which a weights-only plan is not worth a table flip.
@@ -35,6 +46,9 @@ impl Default for ExpertPolicy {
         Self {
             // Well below what the next window differs by, and below what a step's time shows.
             split_tolerance: 0.003,
+            // A new split costs nothing, so it can follow every window, and a plan then does in its window what its
+            // report says. Where windows scatter, the forecast is the better choice for the next one.
+            split_for: SplitFor::Window,
             // Small: nothing is known of it, and a level load is worth more than a guess.
             load_drift: 0.005,
             weights_gain_min: 0.002,
@@ -50,6 +64,31 @@ impl Default for ExpertPolicy {
             transfer_bytes_per_ms: 10_000_000,
             // Copies take memory bandwidth and a few SMs.
             transfer_slowdown: 0.05,
+        }
+    }
+}
+
+/// How a unit's load windows are averaged into a forecast. See [`crate::load_history`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryPolicy {
+    /// Time in which a window loses half its weight, in milliseconds. 0 keeps no history: weights are placed for the last
+    /// window.
+    pub half_life_ms: u64,
+    /// Length of the rhythm that loads are expected to have, in milliseconds; 0 expects none.
+    pub season_ms: u64,
+    /// Parts of the season whose loads are told apart; at least 1.
+    pub season_buckets: u16,
+}
+
+impl Default for HistoryPolicy {
+    fn default() -> Self {
+        Self {
+            // What a placement is expected to live: it is made for the mean of that time.
+            half_life_ms: 300_000,
+            // People sleep at night.
+            season_ms: 86_400_000,
+            // An hour: traffic of a day turns over a few of them.
+            season_buckets: 24,
         }
     }
 }

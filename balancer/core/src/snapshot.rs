@@ -112,8 +112,53 @@ impl LoadTable {
     }
 }
 
+/// What a layer's forecast is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Predictor {
+    /// The last window.
+    Last,
+    /// The exponential average of the windows.
+    Average,
+    /// The average by time of the season, with what the windows lately were above it.
+    Seasonal,
+}
+
+impl Predictor {
+    /// All of them.
+    pub const ALL: [Predictor; 3] = [Predictor::Last, Predictor::Average, Predictor::Seasonal];
+
+    /// The name, as in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Predictor::Last => "last",
+            Predictor::Average => "average",
+            Predictor::Seasonal => "seasonal",
+        }
+    }
+}
+
+/// The loads that the next windows are expected to bring. Made by [`crate::load_history`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Forecast {
+    /// Each layer scaled to its total in the window of the snapshot.
+    pub loads: LoadTable,
+    /// `[layers]`: relative standard deviation of an expert's load in one window about the forecast, beyond what sampling
+    /// makes. `None` while too few windows have been seen to tell.
+    pub drift: Vec<Option<f64>>,
+    /// `[layers]`: what it is made of.
+    pub predictor: Vec<Predictor>,
+}
+
+impl Forecast {
+    /// The drift of the layers that have one, mean; `None` when none has.
+    pub fn drift_mean(&self) -> Option<f64> {
+        let known: Vec<f64> = self.drift.iter().flatten().copied().collect();
+        (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
+    }
+}
+
 /// Everything one solve of a unit's expert placement may look at.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Snapshot {
     /// The unit.
     pub topology: Arc<UnitTopology>,
@@ -130,6 +175,9 @@ pub struct Snapshot {
     pub parts: Vec<LoadTable>,
     /// Loads of the window before this one, if known. What one window asks for and the other does not is noise.
     pub previous: Option<LoadTable>,
+    /// What the next windows are expected to ask for. Weights are placed for it, or for `loads` when there is
+    /// none. Reports go by `loads` in either case.
+    pub forecast: Option<Arc<Forecast>>,
 }
 
 impl Snapshot {
@@ -153,7 +201,16 @@ impl Snapshot {
         if window.from_step >= window.to_step {
             return Err(SnapshotError::EmptyWindow { from_step: window.from_step, to_step: window.to_step });
         }
-        Ok(Self { topology, window, loads, ranks_reported, age_ms, parts: Vec::new(), previous: None })
+        Ok(Self {
+            topology,
+            window,
+            loads,
+            ranks_reported,
+            age_ms,
+            parts: Vec::new(),
+            previous: None,
+            forecast: None,
+        })
     }
 
     /// Adds the parts of the window, each of the unit's shape. They need not add up to the loads: only
@@ -168,6 +225,14 @@ impl Snapshot {
     pub fn with_previous(mut self, previous: LoadTable) -> Result<Self, SnapshotError> {
         self.check_shape(&previous)?;
         self.previous = Some(previous);
+        Ok(self)
+    }
+
+    /// Adds a forecast of the unit's shape.
+    pub fn with_forecast(mut self, forecast: Arc<Forecast>) -> Result<Self, SnapshotError> {
+        self.check_shape(&forecast.loads)?;
+        assert_eq!(forecast.drift.len(), self.loads.layers, "a forecast has one drift per layer");
+        self.forecast = Some(forecast);
         Ok(self)
     }
 

@@ -1,12 +1,13 @@
 //! The command line: data on stdout, messages on stderr, one clear line with a stable code per failure.
 
 mod admin;
+mod experts;
 mod serve;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
-/// What a command failed with. Exit codes: 1 error, 2 usage (clap's own), 4 unreachable.
+/// What a command failed with. Exit codes: 1 error, 2 usage (clap's own) and input files of `experts`, 4 unreachable.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) code: String,
@@ -34,6 +35,8 @@ enum Command {
     Serve(serve::Serve),
     /// Run balancer, agents and simulated workers on this machine and replay a real trace
     Demo(crate::demo::Demo),
+    /// Place experts from recorded loads, and compare, size and convert plans; needs no balancer
+    Experts(experts::Experts),
     /// Show units and agents of a running balancer
     Status(admin::Status),
     /// Show committed plans of a unit
@@ -49,6 +52,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(command) => command.run(),
         Command::Demo(command) => command.run(),
+        Command::Experts(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Plans(command) => command.run(),
         Command::Pause(command) => command.run(),

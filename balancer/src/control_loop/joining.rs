@@ -188,7 +188,7 @@ impl ControlLoop {
         let nodes = topology.nodes().to_vec();
         let control = UnitControl::new(Arc::new(boot), None, nodes.clone(), self.limits());
         let unit = self.units.get_mut(id).expect("exists");
-        unit.formed = Some(Formed::new(topology, control));
+        unit.formed = Some(Formed::new(topology, control, self.config.experts.history()));
         unit.last_decision = "waiting for the first load window".to_owned();
         tracing::info!(unit = %id, nodes = nodes.len(), "unit formed");
         for node in nodes {

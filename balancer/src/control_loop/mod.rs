@@ -154,7 +154,7 @@ impl ControlLoop {
         unit.paused = record.paused;
         tracing::info!(unit = %id, epoch = control.head().epoch.0, "unit taken up from the store");
         metrics::gauge!(m::PLAN_EPOCH, "unit" => id.to_string()).set(control.head().epoch.0 as f64);
-        unit.formed = Some(Formed::new(topology, control));
+        unit.formed = Some(Formed::new(topology, control, self.config.experts.history()));
         Ok(Some(unit))
     }
 

@@ -10,6 +10,7 @@ use evenkeel_core::invariants;
 use evenkeel_core::plan::Plan;
 use evenkeel_core::protocol::unit as protocol;
 use evenkeel_core::report::{Decision, KeepReason};
+use evenkeel_core::snapshot::{Forecast, Predictor};
 use evenkeel_core::topology::UnitTopology;
 use evenkeel_core::units::Millis;
 use evenkeel_proto::v1;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 
 impl ControlLoop {
     pub(super) fn report(&mut self, id: &UnitId, node: &NodeId, report: v1::Report) {
+        let now = self.now();
         let unit = self.units.get_mut(id).expect("a stream's unit exists");
         let owned = unit.membership.claims().get(node).cloned().unwrap_or_default();
         for gauges in report.gauges {
@@ -43,7 +45,7 @@ impl ControlLoop {
                 Taken::Clean(window) => {
                     count_window(id, "clean", 1);
                     let imbalance = window.imbalance(formed.topology.shape().ranks.into());
-                    formed.take_clean(window);
+                    formed.take_clean(window, now);
                     metrics::gauge!(m::IMBALANCE, "unit" => id.to_string(), "kind" => "expert")
                         .set(imbalance);
                     if let Some(gain) = formed.realised_gain() {
@@ -65,6 +67,7 @@ impl ControlLoop {
         let Some(formed) = &mut unit.formed else { return };
         let Some(job) = formed.next_solve(now, &policy) else { return };
         formed.solving = true;
+        job.forecast().inspect(|forecast| publish_forecast(id, forecast));
         let (events, id) = (self.events.clone(), id.clone());
         tokio::task::spawn_blocking(move || {
             let began = std::time::Instant::now();
@@ -105,7 +108,7 @@ impl ControlLoop {
             formed.migration = None;
             return Ok(());
         };
-        formed.set_target(result.solved.target.clone(), &result.window);
+        formed.set_target(&result);
         if unit.paused || !formed.control.can_propose() || formed.control.head_id() != result.base {
             return Ok(());
         }
@@ -121,6 +124,17 @@ impl ControlLoop {
         }
         formed.pending = Some(account(&result, plan, &head, &formed.topology, now));
         self.step(id, protocol::Event::Propose(Arc::new(plan.clone()))).await
+    }
+}
+
+fn publish_forecast(id: &UnitId, forecast: &Forecast) {
+    if let Some(drift) = forecast.drift_mean() {
+        metrics::gauge!(m::LOAD_DRIFT, "unit" => id.to_string()).set(drift);
+    }
+    for predictor in Predictor::ALL {
+        let layers = forecast.predictor.iter().filter(|&&used| used == predictor).count();
+        metrics::gauge!(m::FORECAST_LAYERS, "unit" => id.to_string(), "predictor" => predictor.as_str())
+            .set(layers as f64);
     }
 }
 

@@ -90,7 +90,8 @@ impl<'a> State<'a> {
     fn place_replicas(&mut self, expert: u16) {
         let mut left = self.counts[usize::from(expert)];
         if !self.alone.is_empty() {
-            let tree = (0..self.trees.len()).min_by_key(|&tree| self.trees[tree].ranks).expect("there is a tree");
+            let tree =
+                (0..self.trees.len()).min_by_key(|&tree| self.trees[tree].ranks).expect("there is a tree");
             if let Some(rank) = self.trees[tree].waiting.pop_front() {
                 self.put_replica(rank.into(), expert);
                 left -= 1;

@@ -101,7 +101,11 @@ pub fn resplit_layers(
     }))
 }
 
-fn check(deployment: &Deployment, loads: &ExpertLoads, current: Option<&CurrentSlots>) -> Result<(), InputError> {
+fn check(
+    deployment: &Deployment,
+    loads: &ExpertLoads,
+    current: Option<&CurrentSlots>,
+) -> Result<(), InputError> {
     let (slots, experts) = (deployment.slots(), loads.experts());
     if slots < experts {
         return Err(InputError::TooFewSlots { experts, slots });
@@ -111,7 +115,11 @@ fn check(deployment: &Deployment, loads: &ExpertLoads, current: Option<&CurrentS
     }
     let Some(current) = current else { return Ok(()) };
     if current.len() != loads.layers() {
-        return Err(InputError::CurrentShape { what: "layers", found: current.len(), expected: loads.layers() });
+        return Err(InputError::CurrentShape {
+            what: "layers",
+            found: current.len(),
+            expected: loads.layers(),
+        });
     }
     for (layer, row) in current.iter().enumerate() {
         if row.len() != slots {
@@ -205,7 +213,8 @@ fn even_split(problem: &LayerProblem, replicas: &Replicas) -> UsedSplit {
     let rank_loads = replicas.rank_loads(problem.ranks(), &load);
     let level = problem.level_of(&rank_loads);
     let speed = problem.deployment.speed();
-    let highest = (0u16..).zip(rank_loads.iter().zip(speed)).find(|(_, (load, speed))| **load >= level * *speed);
+    let highest =
+        (0u16..).zip(rank_loads.iter().zip(speed)).find(|(_, (load, speed))| **load >= level * *speed);
     UsedSplit { load, level, floor: level, critical: highest.map(|(rank, _)| rank).into_iter().collect() }
 }
 
@@ -236,7 +245,8 @@ pub(super) fn moves(
     let node = |rank: usize| usize::from(deployment.ranks()[rank].node);
     let mut on_node: Vec<Vec<u16>> = vec![Vec::new(); deployment.nodes()];
     for rank in 0..placement.ranks() {
-        on_node[node(rank)].extend(current[deployment.slots_of(rank)].iter().flatten().map(|expert| expert.0));
+        on_node[node(rank)]
+            .extend(current[deployment.slots_of(rank)].iter().flatten().map(|expert| expert.0));
     }
     on_node.iter_mut().for_each(|experts| experts.sort_unstable());
     let (mut moves, mut node_moves) = (0, 0);

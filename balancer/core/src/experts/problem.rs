@@ -84,7 +84,12 @@ impl LayerProblem {
     }
 
     /// Takes the measured counts of a layer, as a whole and in parts (or none).
-    pub(super) fn measured(deployment: &Arc<Deployment>, loads: &[u64], parts: &[&[u64]], drift: f64) -> Self {
+    pub(super) fn measured(
+        deployment: &Arc<Deployment>,
+        loads: &[u64],
+        parts: &[&[u64]],
+        drift: f64,
+    ) -> Self {
         // LOAD_MAX keeps every count below 2^53, where the conversion is exact.
         let loads: Vec<f64> = loads.iter().map(|&count| count as f64).collect();
         let change = Change::measure(parts, loads.iter().sum(), drift);
@@ -198,7 +203,8 @@ impl Placement {
     /// Equal ranks with `slots` places each, holding what the rows say.
     #[cfg(test)]
     pub(super) fn of_rows(slots: usize, rows: &[&[u16]]) -> Self {
-        let deployment = Deployment::uniform(rows.len(), rows.len() * slots, 1, 1).expect("a valid test deployment");
+        let deployment =
+            Deployment::uniform(rows.len(), rows.len() * slots, 1, 1).expect("a valid test deployment");
         let mut placement = Self::empty(&deployment);
         for (rank, row) in rows.iter().enumerate() {
             row.iter().for_each(|&expert| placement.push(rank, expert));

@@ -105,8 +105,7 @@ impl<'a> Descent<'a> {
         for step in 0..=STRENGTH_STEPS {
             for _ in 0..SWEEPS_MAX {
                 let change = self.sweep(strength);
-                if change <= SETTLED * mean
-                    || (!settle && self.problem.level_of(&self.ranks.load) <= allowed)
+                if change <= SETTLED * mean || (!settle && self.problem.level_of(&self.ranks.load) <= allowed)
                 {
                     break;
                 }
@@ -144,9 +143,8 @@ struct Shared {
 }
 
 fn shared_experts(problem: &LayerProblem, replicas: &Replicas) -> Vec<Shared> {
-    let is_shared = |&&expert: &&u16| {
-        replicas.count(expert.into()) > 1 && problem.loads[usize::from(expert)] > 0.0
-    };
+    let is_shared =
+        |&&expert: &&u16| replicas.count(expert.into()) > 1 && problem.loads[usize::from(expert)] > 0.0;
     let shared = problem.heaviest_first.iter().filter(is_shared).map(|&expert| {
         let expert = usize::from(expert);
         let load = problem.loads[expert];

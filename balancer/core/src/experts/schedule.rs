@@ -23,8 +23,7 @@ struct Change {
 
 /// Plans needed from `from` to `to`; 0 when they are equal, `None` when there is no spare slot to stage into.
 pub(super) fn plans_needed(from: &Placement, to: &Placement, spare: usize) -> Option<usize> {
-    let most =
-        (0..from.ranks()).map(|rank| changes_of(from, to, rank).drops.len()).max().unwrap_or(0);
+    let most = (0..from.ranks()).map(|rank| changes_of(from, to, rank).drops.len()).max().unwrap_or(0);
     match (most, spare) {
         (0, _) => Some(0),
         (_, 0) => None,
@@ -235,10 +234,7 @@ mod tests {
         let mut placement = Placement::of_rows(slots, &vec![&[][..]; ranks]);
         for expert in 0..experts {
             let first = next(ranks);
-            let rank = (0..ranks)
-                .map(|r| (first + r) % ranks)
-                .find(|&r| placement.room(r) > 0)
-                .unwrap();
+            let rank = (0..ranks).map(|r| (first + r) % ranks).find(|&r| placement.room(r) > 0).unwrap();
             placement.push(rank, expert as u16);
         }
         for _ in 0..2 * ranks * slots {

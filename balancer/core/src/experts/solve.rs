@@ -10,9 +10,9 @@ use super::split::{ExactSplit, exact_split};
 use crate::ids::{ExpertId, LayerId, Rank};
 use crate::invariants;
 use crate::plan::{LayerPlan, Plan};
-use crate::policy::ExpertPolicy;
+use crate::policy::{ExpertPolicy, SplitFor};
 use crate::report::{Binding, Decision, KeepReason, LayerReport, SolveReport};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{LoadTable, Snapshot};
 use crate::topology::{UnitShape, UnitTopology};
 use std::sync::Arc;
 
@@ -36,11 +36,7 @@ impl Target {
 
     fn fits(&self, shape: &UnitShape) -> bool {
         self.layers.len() == usize::from(shape.layers)
-            && self
-                .layers
-                .iter()
-                .flatten()
-                .all(|placement| placement.ranks() == usize::from(shape.ranks))
+            && self.layers.iter().flatten().all(|placement| placement.ranks() == usize::from(shape.ranks))
     }
 }
 
@@ -59,7 +55,8 @@ pub struct Solved {
 
 /// The ranks of a unit as the phases see them.
 fn deployment_of(topology: &UnitTopology) -> Arc<Deployment> {
-    let node_of_rank: Vec<u16> = (0..topology.shape().ranks).map(|rank| topology.node_of(Rank(rank)) as u16).collect();
+    let node_of_rank: Vec<u16> =
+        (0..topology.shape().ranks).map(|rank| topology.node_of(Rank(rank)) as u16).collect();
     Arc::new(Deployment::of_unit(topology.shape(), &node_of_rank))
 }
 
@@ -80,7 +77,9 @@ pub fn place(snapshot: &Snapshot, policy: &ExpertPolicy) -> Vec<LayerPlan> {
     (0..usize::from(shape.layers))
         .map(|layer| {
             let problem = layer_problem(snapshot, &deployment, layer, policy);
-            Draft::new(&problem, fresh(&problem)).write(&problem, shape, &empty, policy)
+            let expected = expected_problem(snapshot, &deployment, layer, policy);
+            let placement = fresh(expected.as_ref().unwrap_or(&problem));
+            Draft::new(&problem, placement).write(&problem, shape, &empty, policy)
         })
         .collect()
 }
@@ -91,8 +90,33 @@ fn layer_problem(
     layer: usize,
     policy: &ExpertPolicy,
 ) -> LayerProblem {
+    let forecast = snapshot.forecast.as_ref().filter(|_| policy.split_for == SplitFor::Forecast);
+    let loads = forecast.map_or(&snapshot.loads, |forecast| &forecast.loads);
+    problem_of(snapshot, deployment, loads, layer, policy)
+}
+
+/// The layer as it is forecast: what a placement is made for.
+fn expected_problem(
+    snapshot: &Snapshot,
+    deployment: &Arc<Deployment>,
+    layer: usize,
+    policy: &ExpertPolicy,
+) -> Option<LayerProblem> {
+    let forecast = snapshot.forecast.as_ref()?;
+    Some(problem_of(snapshot, deployment, &forecast.loads, layer, policy))
+}
+
+fn problem_of(
+    snapshot: &Snapshot,
+    deployment: &Arc<Deployment>,
+    loads: &LoadTable,
+    layer: usize,
+    policy: &ExpertPolicy,
+) -> LayerProblem {
     let parts: Vec<&[u64]> = snapshot.parts.iter().map(|part| part.layer(layer)).collect();
-    LayerProblem::measured(deployment, snapshot.loads.layer(layer), &parts, policy.load_drift)
+    let measured = snapshot.forecast.as_ref().and_then(|forecast| forecast.drift[layer]);
+    let drift = measured.unwrap_or(policy.load_drift);
+    LayerProblem::measured(deployment, loads.layer(layer), &parts, drift)
 }
 
 fn previous_problem(
@@ -182,14 +206,19 @@ pub fn solve(snapshot: &Snapshot, running: &Plan, target: Option<&Target>, polic
         return keep(&layers, shape, policy, KeepReason::NoLoad, target.cloned());
     }
     let target = target.filter(|target| target.fits(shape));
-    let aims: Vec<Aims> = layers
+    let expected = expected_layers(&layers, snapshot, policy);
+    let outlook = expected.as_deref().unwrap_or(&layers);
+    let aims: Vec<Aims> = outlook
         .iter()
         .enumerate()
         .map(|(at, layer)| aims(layer, target.and_then(|t| t.layers[at].as_ref()), shape, policy))
         .collect();
-    let fresh_is_real = confirms(&layers, &aims, policy);
+    let fresh_is_real = confirms(outlook, &aims, policy);
+    let forecast = expected.is_some();
     for (layer, aims) in layers.iter_mut().zip(aims) {
-        layer.aim = aims.fresh.filter(|_| fresh_is_real).or(aims.under_way);
+        let aim = aims.fresh.filter(|_| fresh_is_real).or(aims.under_way);
+        // Where to go is decided on the forecast; shares may be those of the window.
+        layer.aim = if forecast { aim.map(|aim| Draft::new(&layer.problem, aim.placement)) } else { aim };
     }
     if layers.iter().any(|layer| layer.aim.is_some()) {
         return move_weights(&layers, running, shape, policy);
@@ -210,6 +239,20 @@ fn enter<'a>(
     let previous = previous_problem(snapshot, deployment, at, policy);
     let now = Draft::new(&problem, Placement::of_plan(deployment, shape, running));
     Layer { problem, previous, counts, running, now, aim: None }
+}
+
+/// The layers with the forecast in place of the window; `None` without a forecast.
+fn expected_layers<'a>(
+    layers: &[Layer<'a>],
+    snapshot: &Snapshot,
+    policy: &ExpertPolicy,
+) -> Option<Vec<Layer<'a>>> {
+    let expect = |(at, layer): (usize, &Layer<'a>)| {
+        let problem = expected_problem(snapshot, &layer.problem.deployment, at, policy)?;
+        let now = Draft::new(&problem, layer.now.placement.clone());
+        Some(Layer { problem, now, previous: layer.previous.clone(), aim: None, ..*layer })
+    };
+    layers.iter().enumerate().map(expect).collect()
 }
 
 /// Where a layer could go.

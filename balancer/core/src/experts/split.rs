@@ -274,7 +274,9 @@ mod tests {
     use super::super::problem::Placement;
     use super::super::problem::arbitrary::placed;
     use super::*;
-    use good_lp::{Expression, Solution, Solver, SolverModel, clarabel, constraint, microlp, variable, variables};
+    use good_lp::{
+        Expression, Solution, Solver, SolverModel, clarabel, constraint, microlp, variable, variables,
+    };
     use proptest::prelude::*;
 
     /// The same problem as a linear program.

@@ -5,69 +5,14 @@
 //! redundant slots go one by one to the expert with the largest load per replica; the replicas are packed to
 //! the node's GPUs. When the groups do not divide over the nodes, the whole unit counts as one node and one
 //! group. Replicas share their expert's load evenly, and two of them may land on one GPU.
+//!
+//! Where the original scans for the largest or the least, this keeps heaps; equal values are taken in the
+//! same order, lowest number first, so the placement is the same.
 
+pub use super::deployment::{Deployment, DeploymentError};
 use evenkeel_core::plan::max_over_mean;
-
-/// Why no placement exists for such a deployment. `code` is stable.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum EplbError {
-    /// A count that has to divide another does not.
-    #[error(
-        "{what} is {value}: must be a multiple of {divisor_name}, which is {divisor}; choose another {what}"
-    )]
-    NotDivisible {
-        /// The count.
-        what: &'static str,
-        /// Its value.
-        value: usize,
-        /// What has to divide it.
-        divisor_name: &'static str,
-        /// The divisor.
-        divisor: usize,
-    },
-    /// Fewer slots than experts.
-    #[error("replicas is {replicas}: must be at least {experts}, the number of experts")]
-    TooFewReplicas {
-        /// Slots.
-        replicas: usize,
-        /// Experts.
-        experts: usize,
-    },
-    /// A layer with another number of loads than the first.
-    #[error("layer {layer} has {have} loads: the first layer has {need}")]
-    UnevenLayers {
-        /// The layer.
-        layer: usize,
-        /// Its loads.
-        have: usize,
-        /// Loads of the first layer.
-        need: usize,
-    },
-}
-
-impl EplbError {
-    /// The stable code that operators see.
-    pub fn code(&self) -> &'static str {
-        match self {
-            EplbError::NotDivisible { .. } => "eplb_not_divisible",
-            EplbError::TooFewReplicas { .. } => "eplb_too_few_replicas",
-            EplbError::UnevenLayers { .. } => "eplb_uneven_layers",
-        }
-    }
-}
-
-/// The deployment, named as in EPLB.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Deployment {
-    /// Physical slots of a layer, a multiple of `gpus`.
-    pub replicas: usize,
-    /// Expert groups of the model; 1 when there are none.
-    pub groups: usize,
-    /// Nodes.
-    pub nodes: usize,
-    /// GPUs, a multiple of `nodes`.
-    pub gpus: usize,
-}
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 /// A placement by EPLB.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,166 +37,175 @@ impl EplbPlacement {
 }
 
 /// Places the experts of every layer: `loads` is `[layers][experts]`.
-pub fn rebalance_experts(loads: &[Vec<u64>], deployment: Deployment) -> Result<EplbPlacement, EplbError> {
+pub fn rebalance_experts(
+    loads: &[Vec<u64>],
+    deployment: Deployment,
+) -> Result<EplbPlacement, DeploymentError> {
     let experts = loads.first().map_or(0, Vec::len);
     if let Some((layer, row)) = loads.iter().enumerate().find(|(_, row)| row.len() != experts) {
-        return Err(EplbError::UnevenLayers { layer, have: row.len(), need: experts });
+        return Err(DeploymentError::UnevenLayers { layer, have: row.len(), need: experts });
     }
-    // Groups that do not divide over the nodes: EPLB's global policy.
-    let effective = match deployment.nodes > 0 && deployment.groups.is_multiple_of(deployment.nodes) {
-        true => deployment,
-        false => Deployment { groups: 1, nodes: 1, ..deployment },
+    let mut eplb = Eplb::new(experts, deployment)?;
+    let mut weights = Vec::with_capacity(experts);
+    let mut place = |row: &Vec<u64>| {
+        weights.clear();
+        weights.extend(row.iter().map(|&load| load as f32));
+        let mut slots = vec![0; deployment.replicas];
+        eplb.place(&weights, &mut slots);
+        slots
     };
-    validate(experts, effective)?;
-    let place = |row: &Vec<u64>| {
-        let weights: Vec<f32> = row.iter().map(|&load| load as f32).collect();
-        place_layer(&weights, effective)
-    };
-    Ok(EplbPlacement { physical_to_logical: loads.iter().map(place).collect(), gpus: deployment.gpus })
+    Ok(EplbPlacement { physical_to_logical: loads.iter().map(&mut place).collect(), gpus: deployment.gpus })
 }
 
-fn validate(experts: usize, d: Deployment) -> Result<(), EplbError> {
-    let divides = |what, value: usize, divisor_name, divisor: usize| {
-        if divisor > 0 && value.is_multiple_of(divisor) {
-            Ok(())
-        } else {
-            Err(EplbError::NotDivisible { what, value, divisor_name, divisor })
-        }
-    };
-    divides("experts", experts, "groups", d.groups)?;
-    divides("gpus", d.gpus, "nodes", d.nodes)?;
-    divides("replicas", d.replicas, "gpus", d.gpus)?;
-    if d.replicas < experts {
-        return Err(EplbError::TooFewReplicas { replicas: d.replicas, experts });
+/// Places one layer after another, in the same memory.
+#[derive(Debug, Clone)]
+pub struct Eplb {
+    experts: usize,
+    deployment: Deployment,
+    packing: Packing,
+    /// `[groups]`: load.
+    group_load: Vec<f32>,
+    /// `[experts]`: the experts in the order of their nodes, whole groups together.
+    node_order: Vec<u16>,
+    /// `[experts of a node]`.
+    weights: Vec<f32>,
+    /// `[replicas of a node]`: the node's own number of the expert, and what one replica carries.
+    physical: Vec<u16>,
+    replica_load: Vec<f32>,
+    count: Vec<u32>,
+    hottest: BinaryHeap<u64>,
+}
+
+impl Eplb {
+    /// For layers of `experts` experts.
+    pub fn new(experts: usize, deployment: Deployment) -> Result<Self, DeploymentError> {
+        let deployment = deployment.effective();
+        deployment.validate(experts)?;
+        Ok(Self {
+            experts,
+            deployment,
+            packing: Packing::default(),
+            group_load: Vec::new(),
+            node_order: Vec::new(),
+            weights: Vec::new(),
+            physical: Vec::new(),
+            replica_load: Vec::new(),
+            count: Vec::new(),
+            hottest: BinaryHeap::new(),
+        })
     }
-    Ok(())
+
+    /// Writes the expert of every slot; `weights` is `[experts]`, not negative; `slots` is `[replicas]`.
+    pub fn place(&mut self, weights: &[f32], slots: &mut [u16]) {
+        assert_eq!((weights.len(), slots.len()), (self.experts, self.deployment.replicas));
+        let Deployment { replicas, nodes, gpus, .. } = self.deployment;
+        self.order_by_node(weights);
+        let (per_node, per_gpu) = (weights.len() / nodes, replicas / gpus);
+        for (node, slots) in slots.chunks_mut(replicas / nodes).enumerate() {
+            let experts = node * per_node..(node + 1) * per_node;
+            self.weights.clear();
+            self.weights
+                .extend(self.node_order[experts.clone()].iter().map(|&expert| weights[usize::from(expert)]));
+            self.replicate(replicas / nodes);
+            let (physical, experts) = (&self.physical, &self.node_order[experts]);
+            self.packing.pack(&self.replica_load, gpus / nodes, |item, pack, position| {
+                slots[pack * per_gpu + position] = experts[usize::from(physical[item])];
+            });
+        }
+    }
+
+    /// Whole groups are packed to nodes by their load.
+    fn order_by_node(&mut self, weights: &[f32]) {
+        let Deployment { groups, nodes, .. } = self.deployment;
+        let (size, per_node) = (weights.len() / groups, groups / nodes);
+        self.group_load.clear();
+        self.group_load.extend(weights.chunks(size).map(|group| group.iter().sum::<f32>()));
+        self.node_order.resize(weights.len(), 0);
+        let order = &mut self.node_order;
+        self.packing.pack(&self.group_load, nodes, |group, node, position| {
+            let start = (node * per_node + position) * size;
+            for at in 0..size {
+                order[start + at] = (group * size + at) as u16;
+            }
+        });
+    }
+
+    /// The expert of every one of `replicas` slots (each expert once, then the redundant ones), and the
+    /// load of each.
+    fn replicate(&mut self, replicas: usize) {
+        let experts = self.weights.len();
+        self.count.clear();
+        self.count.resize(experts, 1);
+        self.physical.clear();
+        self.physical.extend((0..).take(experts));
+        self.hottest.clear();
+        // The largest load first, among equals the lowest number.
+        let key = |load: f32, expert: u32| ascending(load) | u64::from(!expert);
+        self.hottest.extend((0u32..).zip(&self.weights).map(|(expert, &load)| key(load, expert)));
+        for _ in experts..replicas {
+            let mut top = self.hottest.peek_mut().expect("a node has experts");
+            let expert = !(*top as u32);
+            let at = expert as usize;
+            self.physical.push(expert as u16);
+            self.count[at] += 1;
+            *top = key(self.weights[at] / self.count[at] as f32, expert);
+        }
+        let load = |&expert: &u16| {
+            let at = usize::from(expert);
+            self.weights[at] / self.count[at] as f32
+        };
+        self.replica_load.clear();
+        self.replica_load.extend(self.physical.iter().map(load));
+    }
+}
+
+/// The bits of a load that is not negative are ordered as the load; they leave the lower half for a number.
+fn ascending(load: f32) -> u64 {
+    u64::from(load.to_bits()) << 32
 }
 
 /// Packs items into packs of equally many: the heaviest next item goes to the lightest pack with room.
-/// Returns (pack, position in the pack) of every item.
-fn balanced_packing(weights: &[f32], packs: usize) -> Vec<(usize, usize)> {
-    let per_pack = weights.len() / packs;
-    if per_pack == 1 {
-        return (0..weights.len()).map(|item| (item, 0)).collect();
-    }
-    let mut order: Vec<usize> = (0..weights.len()).collect();
-    order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]));
-    let mut placed = vec![(0, 0); weights.len()];
-    let mut load = vec![0f32; packs];
-    let mut items = vec![0; packs];
-    for item in order {
-        let pack = (0..packs)
-            .filter(|&pack| items[pack] < per_pack)
-            .min_by(|&a, &b| load[a].total_cmp(&load[b]))
-            .expect("packs have room for all items");
-        placed[item] = (pack, items[pack]);
-        load[pack] += weights[item];
-        items[pack] += 1;
-    }
-    placed
+#[derive(Debug, Clone, Default)]
+struct Packing {
+    order: Vec<u64>,
+    lightest: BinaryHeap<Reverse<u64>>,
+    filled: Vec<usize>,
 }
 
-/// The expert of every one of `replicas` slots (each expert once, then the redundant ones), and every
-/// expert's number of replicas.
-fn replicate_experts(weights: &[f32], replicas: usize) -> (Vec<usize>, Vec<usize>) {
-    let mut physical: Vec<usize> = (0..weights.len()).collect();
-    let mut count = vec![1usize; weights.len()];
-    while physical.len() < replicas {
-        let (mut hottest, mut most) = (0, f32::NEG_INFINITY);
-        for (expert, &weight) in weights.iter().enumerate() {
-            let per_replica = weight / count[expert] as f32;
-            if per_replica > most {
-                (hottest, most) = (expert, per_replica);
+impl Packing {
+    /// Calls `put(item, pack, position in the pack)` for every item.
+    fn pack(&mut self, weights: &[f32], packs: usize, mut put: impl FnMut(usize, usize, usize)) {
+        let per_pack = weights.len() / packs;
+        if per_pack == 1 {
+            (0..weights.len()).for_each(|item| put(item, item, 0));
+            return;
+        }
+        self.order.clear();
+        // Heaviest first, equal ones by number: the number makes every key unique.
+        let heaviest = |load: f32| !ascending(load) & !u64::from(u32::MAX);
+        self.order.extend((0u64..).zip(weights).map(|(item, &load)| heaviest(load) | item));
+        self.order.sort_unstable();
+        self.filled.clear();
+        self.filled.resize(packs, 0);
+        self.lightest.clear();
+        self.lightest.extend((0..packs as u64).map(Reverse));
+        for &key in &self.order {
+            let item = key as u32 as usize;
+            let mut top = self.lightest.peek_mut().expect("packs have room for all items");
+            let pack = top.0 as u32;
+            let filled = &mut self.filled[pack as usize];
+            put(item, pack as usize, *filled);
+            *filled += 1;
+            if *filled == per_pack {
+                std::collections::binary_heap::PeekMut::pop(top);
+            } else {
+                let load = f32::from_bits((top.0 >> 32) as u32) + weights[item];
+                top.0 = ascending(load) | u64::from(pack);
             }
         }
-        physical.push(hottest);
-        count[hottest] += 1;
     }
-    (physical, count)
-}
-
-fn place_layer(weights: &[f32], d: Deployment) -> Vec<u16> {
-    let group_size = weights.len() / d.groups;
-    let groups_per_node = d.groups / d.nodes;
-    // Experts in the order of their node: whole groups, packed by load.
-    let group_load: Vec<f32> = weights.chunks(group_size).map(|group| group.iter().sum()).collect();
-    let mut node_order = vec![0; weights.len()];
-    for (group, (node, position)) in balanced_packing(&group_load, d.nodes).into_iter().enumerate() {
-        let start = (node * groups_per_node + position) * group_size;
-        for at in 0..group_size {
-            node_order[start + at] = group * group_size + at;
-        }
-    }
-    let mut slots = Vec::with_capacity(d.replicas);
-    for experts in node_order.chunks(weights.len() / d.nodes) {
-        let on_node: Vec<f32> = experts.iter().map(|&expert| weights[expert]).collect();
-        let held = place_node(&on_node, d.replicas / d.nodes, d.gpus / d.nodes);
-        slots.extend(held.into_iter().map(|at| u16::try_from(experts[at]).expect("experts fit 16 bits")));
-    }
-    slots
-}
-
-/// The expert (of the node's own numbering) in each slot of one node.
-fn place_node(weights: &[f32], replicas: usize, gpus: usize) -> Vec<usize> {
-    let (physical, count) = replicate_experts(weights, replicas);
-    let load: Vec<f32> = physical.iter().map(|&expert| weights[expert] / count[expert] as f32).collect();
-    let mut slots = vec![0; replicas];
-    for (at, (gpu, position)) in balanced_packing(&load, gpus).into_iter().enumerate() {
-        slots[gpu * (replicas / gpus) + position] = physical[at];
-    }
-    slots
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_published_example_is_reproduced() {
-        let loads = vec![
-            vec![90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86],
-            vec![20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27],
-        ];
-        let placement =
-            rebalance_experts(&loads, Deployment { replicas: 16, groups: 4, nodes: 2, gpus: 8 }).unwrap();
-        assert_eq!(
-            placement.physical_to_logical,
-            [
-                [5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1],
-                [7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1]
-            ]
-        );
-    }
-
-    #[test]
-    fn groups_that_do_not_divide_over_nodes_are_ignored() {
-        let loads = vec![vec![5, 1, 1, 1, 1, 1]];
-        let global = Deployment { replicas: 8, groups: 1, nodes: 1, gpus: 4 };
-        let undivided = Deployment { groups: 3, nodes: 2, ..global };
-        assert_eq!(rebalance_experts(&loads, undivided), rebalance_experts(&loads, global));
-    }
-
-    #[test]
-    fn imbalance_counts_both_replicas_on_one_gpu() {
-        let placement = EplbPlacement { physical_to_logical: vec![vec![0, 0, 1, 2]], gpus: 2 };
-        assert_eq!(placement.imbalance(0, &[6, 1, 1]), 1.5);
-        assert_eq!(placement.imbalance(0, &[0, 0, 0]), 1.0);
-    }
-
-    #[track_caller]
-    fn check_refused(loads: &[Vec<u64>], deployment: Deployment, code: &str) {
-        assert_eq!(rebalance_experts(loads, deployment).unwrap_err().code(), code);
-    }
-
-    #[test]
-    fn impossible_deployments_are_refused() {
-        let good = Deployment { replicas: 8, groups: 2, nodes: 2, gpus: 4 };
-        let loads = vec![vec![1; 6]];
-        check_refused(&loads, Deployment { replicas: 4, ..good }, "eplb_too_few_replicas");
-        check_refused(&loads, Deployment { replicas: 10, ..good }, "eplb_not_divisible");
-        check_refused(&loads, Deployment { groups: 4, ..good }, "eplb_not_divisible");
-        check_refused(&loads, Deployment { gpus: 3, replicas: 9, ..good }, "eplb_not_divisible");
-        check_refused(&loads, Deployment { gpus: 0, ..good }, "eplb_not_divisible");
-        check_refused(&[vec![1; 6], vec![1; 5]], good, "eplb_uneven_layers");
-    }
-}
+#[path = "eplb_tests.rs"]
+mod tests;
