@@ -1,6 +1,9 @@
 //! What the planner knows of the GPUs and of the loads, validated once.
 
-use crate::topology::{EXPERTS_MAX, RANKS_MAX, SLOTS_PER_RANK_MAX, UnitShape};
+use crate::topology::{EXPERTS_MAX, RANKS_MAX, UnitShape};
+
+/// Most slots of one rank: a single GPU can be asked to hold every expert there may be.
+const SLOTS_PER_RANK_MAX: u16 = EXPERTS_MAX;
 
 /// One GPU.
 #[derive(Debug, Clone, Copy, PartialEq)]
