@@ -257,7 +257,6 @@ fn a_budget_of_moves_is_kept_in_every_layer() {
 }
 
 #[test]
-#[ignore = "the core takes all GPUs for equal yet"]
 fn a_dead_gpu_gets_nothing_and_a_slow_one_less() {
     let desk = Desk::new();
     desk.put("loads.csv", csv(&traffic(2, 16, 0)));
@@ -357,7 +356,8 @@ fn slots_says_what_more_would_buy_and_cost() {
     );
     assert_eq!(rows[1]["bytes_per_gpu"], 2 * 44_040_192);
     let noisy = |row: usize| rows[row]["noise"][1]["mean"].as_f64().expect("a number");
-    assert!(noisy(2) <= noisy(0), "more slots balance noise no worse: {rows}");
+    // Splits stop within 5e-5 of the optimum, so figures below 1e-4 do not tell placements apart.
+    assert!(noisy(2) <= noisy(0) + 1e-4, "more slots balance noise no worse: {rows}");
     assert_eq!(desk.done(command), desk.done(command), "the same seed gives the same figures");
     assert!(desk.done(command).contains("+88.08 MB"));
 }
@@ -491,7 +491,7 @@ fn flags_that_do_not_fit_are_refused_with_the_smallest_fix() {
     check("--gpus 5 --slots 18", &["experts_slots_not_divisible", "15 or 20"]);
     check("--gpus 4 --slots 12", &["experts_too_few_slots", "at least 16"]);
     check("--gpus 0 --slots 12", &["experts_ranks"]);
-    check("--gpus 20000 --slots 20000", &["experts_ranks", "16384"]);
+    check("--gpus 20000 --slots 20000", &["experts_ranks", "2048"]);
     check("--gpus 4 --slots 20 --nodes 3", &["experts_nodes_not_divisible"]);
     check("--gpus 4 --slots 20 --nodes 0", &["experts_nodes_not_divisible"]);
     check("--gpus 4 --slots 20 --groups 5", &["experts_groups_not_divisible"]);

@@ -3,8 +3,8 @@
 use super::csv::LAYERS_MAX;
 use super::error::{FileError, Place};
 use super::evenkeel::SolvedLayer;
-use evenkeel_core::experts::EXPERTS_MAX;
 use evenkeel_core::ids::ExpertId;
+use evenkeel_core::topology::EXPERTS_MAX;
 
 /// What a plan's file tells of the GPUs.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,8 +78,8 @@ impl PlanTable {
             }
             let expert = |(slot, &id): (usize, &i64)| match id {
                 -1 => Ok(None),
-                _ => match usize::try_from(id) {
-                    Ok(expert) if expert < EXPERTS_MAX => Ok(Some(ExpertId(expert as u16))),
+                _ => match u16::try_from(id) {
+                    Ok(expert) if expert < EXPERTS_MAX => Ok(Some(ExpertId(expert))),
                     _ => {
                         let accepted = EXPERTS_MAX - 1;
                         let problem =

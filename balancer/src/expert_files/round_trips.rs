@@ -271,7 +271,7 @@ fn plans_that_break_their_format_are_refused_with_the_place() {
         plan,
         &["layer 0, slot 1", "-2", "-1 is an empty slot"],
     );
-    check("x.json", r#"{"physical_to_logical": [[0], [40000]]}"#, None, plan, &["layer 1, slot 0", "32767"]);
+    check("x.json", r#"{"physical_to_logical": [[0], [40000]]}"#, None, plan, &["layer 1, slot 0", "4095"]);
     check("x.json", r#"{"physical_to_logical": [[0, 1], [0]]}"#, None, plan, &["layer 1", "needs 2"]);
     let split = |split: &str| format!(r#"{{"physical_to_logical": [[0, 0, 1, -1]], "split": {split}}}"#);
     check("x.json", &split("[[0.5, 0.6, 1, 0]]"), None, plan, &["layer 0, expert 0", "1.1", "sum to 1"]);

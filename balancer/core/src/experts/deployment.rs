@@ -1,11 +1,9 @@
 //! What the planner knows of the GPUs and of the loads, validated once.
 
-/// Most experts of a layer: what a 16-bit expert id and the tables of the dispatch kernels hold with room to spare.
-pub const EXPERTS_MAX: usize = 32_768;
-/// Most ranks of a unit.
-pub const RANKS_MAX: usize = 16_384;
-/// Most slots of one rank, and most replicas of a layer divided by its ranks.
-pub const SLOTS_PER_RANK_MAX: usize = 4_096;
+use crate::topology::{EXPERTS_MAX, RANKS_MAX, UnitShape};
+
+/// Most slots of one rank: a single GPU can be asked to hold every expert there may be.
+const SLOTS_PER_RANK_MAX: u16 = EXPERTS_MAX;
 
 /// One GPU.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -25,6 +23,10 @@ pub struct Deployment {
     ranks: Vec<RankSpec>,
     /// `[ranks + 1]`.
     first_slot: Vec<usize>,
+    /// `[ranks]`: speeds scaled so that those of the ranks with slots have the mean 1; 0 without slots.
+    speed: Vec<f64>,
+    /// Ranks with slots.
+    live: usize,
     nodes: usize,
     groups: usize,
 }
@@ -183,12 +185,12 @@ impl Deployment {
     /// Any ranks, in one hierarchy or none: with `groups` above 1, experts fall into as many equal neighbouring groups,
     /// which routing visits together, and an expert's first replica stays on its group's node.
     pub fn new(ranks: Vec<RankSpec>, groups: usize) -> Result<Self, InputError> {
-        if ranks.is_empty() || ranks.len() > RANKS_MAX {
+        if ranks.is_empty() || ranks.len() > RANKS_MAX.into() {
             return Err(InputError::Ranks { value: ranks.len() });
         }
         let mut first_slot = vec![0];
         for (rank, spec) in ranks.iter().enumerate() {
-            if usize::from(spec.slots) > SLOTS_PER_RANK_MAX {
+            if spec.slots > SLOTS_PER_RANK_MAX {
                 return Err(InputError::Slots { rank, value: spec.slots.into() });
             }
             if !(spec.speed.is_finite() && spec.speed > 0.0) {
@@ -197,12 +199,16 @@ impl Deployment {
             first_slot.push(first_slot[rank] + usize::from(spec.slots));
         }
         let nodes = ranks.iter().map(|spec| usize::from(spec.node) + 1).max().unwrap_or(1);
-        Ok(Self { ranks, first_slot, nodes, groups: groups.max(1) })
+        let has_slots = |spec: &&RankSpec| spec.slots > 0;
+        let live = ranks.iter().filter(has_slots).count();
+        let mean = ranks.iter().filter(has_slots).map(|spec| spec.speed).sum::<f64>() / live.max(1) as f64;
+        let speed = ranks.iter().map(|spec| if spec.slots > 0 { spec.speed / mean } else { 0.0 }).collect();
+        Ok(Self { ranks, first_slot, speed, live, nodes, groups: groups.max(1) })
     }
 
     /// Equal ranks: `slots` in all on `ranks` GPUs in `nodes` nodes.
     pub fn uniform(ranks: usize, slots: usize, nodes: usize, groups: usize) -> Result<Self, InputError> {
-        if ranks == 0 || ranks > RANKS_MAX {
+        if ranks == 0 || ranks > usize::from(RANKS_MAX) {
             return Err(InputError::Ranks { value: ranks });
         }
         if !slots.is_multiple_of(ranks) {
@@ -212,7 +218,7 @@ impl Deployment {
             return Err(InputError::NodesNotDivisible { ranks, nodes });
         }
         let per_rank = slots / ranks;
-        if per_rank > SLOTS_PER_RANK_MAX {
+        if per_rank > usize::from(SLOTS_PER_RANK_MAX) {
             return Err(InputError::Slots { rank: 0, value: per_rank });
         }
         let spec = |rank: usize| RankSpec {
@@ -221,6 +227,12 @@ impl Deployment {
             node: (rank / (ranks / nodes)) as u16,
         };
         Self::new((0..ranks).map(spec).collect(), groups)
+    }
+
+    /// The slots of a unit that a plan may fill. `node_of_rank[r]` numbers the node of rank `r`.
+    pub fn of_unit(shape: &UnitShape, node_of_rank: &[u16]) -> Self {
+        let spec = |&node: &u16| RankSpec { slots: shape.slots_per_rank, speed: 1.0, node };
+        Self::new(node_of_rank.iter().map(spec).collect(), 1).expect("a validated unit is a valid deployment")
     }
 
     /// The GPUs.
@@ -236,6 +248,16 @@ impl Deployment {
     /// The physical slots of a rank.
     pub fn slots_of(&self, rank: usize) -> std::ops::Range<usize> {
         self.first_slot[rank]..self.first_slot[rank + 1]
+    }
+
+    /// `[ranks]`: speeds, of which those of the ranks with slots have the mean 1; 0 for a rank without slots.
+    pub(super) fn speed(&self) -> &[f64] {
+        &self.speed
+    }
+
+    /// Ranks that have slots.
+    pub(super) fn live(&self) -> usize {
+        self.live
     }
 
     /// One more than the largest node number.
@@ -266,7 +288,7 @@ impl ExpertLoads {
     /// Takes rows of equal length.
     pub fn new(rows: &[Vec<f64>]) -> Result<Self, InputError> {
         let experts = rows.first().map_or(0, Vec::len);
-        if experts == 0 || experts > EXPERTS_MAX {
+        if experts == 0 || experts > usize::from(EXPERTS_MAX) {
             return Err(InputError::Experts { value: experts });
         }
         let mut loads = Vec::with_capacity(rows.len() * experts);
@@ -277,7 +299,8 @@ impl ExpertLoads {
             if let Some(expert) = row.iter().position(|load| !(load.is_finite() && *load >= 0.0)) {
                 return Err(InputError::Load { layer, expert, value: row[expert] });
             }
-            loads.extend_from_slice(row);
+            // Minus zero is a zero: its sign must not reach code that looks at bits.
+            loads.extend(row.iter().map(|load| load + 0.0));
         }
         Ok(Self { layers: rows.len(), experts, loads })
     }

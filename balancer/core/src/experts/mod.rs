@@ -1,6 +1,9 @@
 #![doc = include_str!("README.md")]
 
+mod components;
 mod deployment;
+mod fresh;
+mod level;
 mod place_components;
 mod place_connected;
 mod plan_layers;
@@ -15,8 +18,6 @@ mod solve_tests;
 mod split;
 mod swap;
 
-pub use deployment::{
-    Deployment, EXPERTS_MAX, ExpertLoads, InputError, RANKS_MAX, RankSpec, SLOTS_PER_RANK_MAX,
-};
+pub use deployment::{Deployment, ExpertLoads, InputError, RankSpec};
 pub use plan_layers::{CurrentSlots, PlanOptions, PlannedLayer, SplitKind, plan_layers, resplit_layers};
 pub use solve::{Solved, Target, place, solve};

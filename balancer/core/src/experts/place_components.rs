@@ -23,10 +23,17 @@ const PARTNERS_ENOUGH: usize = 6;
 /// Experts of two trees up to which all deals are compared: `C(8, 4) = 70`.
 const DEAL_EXPERTS_MAX: usize = 8;
 
+/// Whether the replica graph falls into trees, for which this packing is made: equal ranks with two slots, and at least
+/// two trees.
+pub(super) fn falls_into_trees(problem: &LayerProblem) -> bool {
+    let two_slots = problem.deployment.is_uniform() && problem.slots(0) == 2;
+    two_slots && problem.experts() >= problem.ranks() + 2
+}
+
 /// Places every expert on ranks with two slots each; needs `experts >= ranks + 2`, so that there are at least
 /// two trees.
 pub(super) fn place_components(problem: &LayerProblem) -> Placement {
-    assert!(problem.slots == 2 && problem.experts() >= problem.ranks + 2);
+    assert!(falls_into_trees(problem));
     let order = Order::new(problem);
     let mut starts: Vec<(f64, Vec<Tree>)> = Vec::new();
     for step in 0..LEVELS {
@@ -58,10 +65,8 @@ struct Order {
 
 impl Order {
     fn new(problem: &LayerProblem) -> Self {
-        let mut expert: Vec<u16> = (0..).take(problem.experts()).collect();
-        let load = |e: u16| problem.loads[usize::from(e)];
-        expert.sort_by(|&a, &b| load(b).total_cmp(&load(a)).then(a.cmp(&b)));
-        Self { load: expert.iter().map(|&e| load(e)).collect(), expert }
+        let expert = problem.heaviest_first.clone();
+        Self { load: expert.iter().map(|&e| problem.loads[usize::from(e)]).collect(), expert }
     }
 
     fn load(&self, at: usize) -> f64 {
@@ -117,9 +122,9 @@ fn worst_of(trees: &[Tree]) -> f64 {
 /// with the smallest experts; the other trees share the remaining ranks as evenly as possible; then the places
 /// are filled. `None` when the heavy experts alone need more ranks or trees than there are.
 fn pack(problem: &LayerProblem, order: &Order, level: f64) -> Option<Vec<Tree>> {
-    let trees_total = problem.experts() - problem.ranks;
+    let trees_total = problem.experts() - problem.ranks();
     let mut trees: Vec<Tree> = Vec::with_capacity(trees_total);
-    let mut ranks_left = problem.ranks;
+    let mut ranks_left = problem.ranks();
     let mut first = 0;
     while first < problem.experts() && order.load(first) > level {
         let ranks = ranks_for(order, first, level)?;
@@ -306,14 +311,15 @@ fn dealt(a: &Tree, b: &Tree, deal: u32) -> (Tree, Tree) {
 
 /// Gives the trees their ranks, one after the other.
 fn lay_out(problem: &LayerProblem, trees: &[Tree]) -> Placement {
-    let mut placement = Placement::empty(problem.ranks);
+    let mut placement = Placement::empty(&problem.deployment);
     let mut next = 0;
     for tree in trees {
         let mut experts = tree.experts.clone();
         experts.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         assert_eq!(experts.len(), tree.ranks + 1, "every place of a tree is filled");
         for at in 0..tree.ranks {
-            placement.of_rank[next + at] = vec![experts[0].0, experts[at + 1].0];
+            placement.push(next + at, experts[0].0);
+            placement.push(next + at, experts[at + 1].0);
         }
         next += tree.ranks;
     }
@@ -329,7 +335,7 @@ mod tests {
 
     #[track_caller]
     fn check(ranks: usize, loads: Vec<f64>, level: f64) {
-        let problem = LayerProblem::plain(ranks, 2, loads);
+        let problem = LayerProblem::uniform(ranks, 2, loads);
         let placement = place_components(&problem);
         let split = exact_split(&problem, &Replicas::of(&placement, problem.experts()));
         assert!(split.level <= level + 1e-9, "{} > {level}: {placement:?}", split.level);

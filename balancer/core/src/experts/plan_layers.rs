@@ -2,11 +2,11 @@
 //! comparisons; a running unit goes through [`solve`](super::solve()).
 
 use super::deployment::{Deployment, ExpertLoads, InputError};
+use super::fresh::{bound, fresh};
 use super::problem::{LayerProblem, Placement, Replicas};
-use super::regularise::regularised_split;
-use super::solve::fresh;
-use super::split::exact_split;
+use super::regularise::{UsedSplit, used_split};
 use crate::ids::ExpertId;
+use std::sync::Arc;
 
 /// How an expert's load is divided over its replicas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -76,12 +76,12 @@ pub fn plan_layers(
     options: &PlanOptions,
 ) -> Result<Vec<PlannedLayer>, InputError> {
     check(deployment, loads, current)?;
-    let of_layer = |layer: usize| {
-        let problem = problem(deployment, loads.layer(layer));
+    let shared = Arc::new(deployment.clone());
+    Ok(each_layer(loads.layers(), options.threads, |layer| {
+        let problem = LayerProblem::plain(&shared, loads.layer(layer).to_vec());
         let placement = fresh(&problem);
-        finish(deployment, &problem, placement, current.map(|c| c[layer].as_slice()), options)
-    };
-    Ok((0..loads.layers()).map(of_layer).collect())
+        written(&problem, &placement, current.map(|current| current[layer].as_slice()), options)
+    }))
 }
 
 /// A new split on the current placement: no expert moves. Every expert must be in some slot.
@@ -92,17 +92,13 @@ pub fn resplit_layers(
     options: &PlanOptions,
 ) -> Result<Vec<PlannedLayer>, InputError> {
     check(deployment, loads, Some(current))?;
-    let of_layer = |layer: usize| {
-        let problem = problem(deployment, loads.layer(layer));
-        let placement = held(deployment, &current[layer]);
-        let missing =
-            (0..loads.experts()).find(|&e| !placement.of_rank.iter().any(|held| held.contains(&(e as u16))));
-        if let Some(expert) = missing {
-            return Err(InputError::CurrentMissing { layer, expert });
-        }
-        Ok(finish(deployment, &problem, placement, Some(&current[layer]), options))
-    };
-    (0..loads.layers()).map(of_layer).collect()
+    check_complete(loads, current)?;
+    let shared = Arc::new(deployment.clone());
+    Ok(each_layer(loads.layers(), options.threads, |layer| {
+        let problem = LayerProblem::plain(&shared, loads.layer(layer).to_vec());
+        let placement = Placement::of_slots(deployment, &current[layer]);
+        written(&problem, &placement, Some(&current[layer]), options)
+    }))
 }
 
 fn check(
@@ -137,71 +133,129 @@ fn check(
     Ok(())
 }
 
-fn problem(deployment: &Deployment, loads: &[f64]) -> LayerProblem {
-    let (ranks, slots) = (deployment.ranks().len(), usize::from(deployment.ranks()[0].slots));
-    LayerProblem { ranks, slots, loads: loads.to_vec(), change: Default::default() }
+fn check_complete(loads: &ExpertLoads, current: &CurrentSlots) -> Result<(), InputError> {
+    let mut held = vec![false; loads.experts()];
+    for (layer, row) in current.iter().enumerate() {
+        held.fill(false);
+        row.iter().flatten().for_each(|expert| held[expert.index()] = true);
+        if let Some(expert) = held.iter().position(|held| !held) {
+            return Err(InputError::CurrentMissing { layer, expert });
+        }
+    }
+    Ok(())
 }
 
-fn held(deployment: &Deployment, current: &[Option<ExpertId>]) -> Placement {
-    let of = |rank| {
-        let mut held: Vec<u16> =
-            current[deployment.slots_of(rank)].iter().flatten().map(|expert| expert.0).collect();
-        held.sort_unstable();
-        held.dedup();
-        held
-    };
-    Placement { of_rank: (0..deployment.ranks().len()).map(of).collect() }
+/// Layers are independent, so the result does not depend on how they fall to the threads. Each takes every n-th:
+/// neighbours are alike in what they cost.
+fn each_layer<T: Send>(layers: usize, threads: usize, of_layer: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let threads = threads.clamp(1, layers.max(1));
+    let part = |first: usize| -> Vec<T> { (first..layers).step_by(threads).map(&of_layer).collect() };
+    if threads == 1 {
+        return part(0);
+    }
+    let parts: Vec<Vec<T>> = std::thread::scope(|scope| {
+        let part = &part;
+        let others: Vec<_> = (1..threads).map(|first| scope.spawn(move || part(first))).collect();
+        let mut parts = vec![part(0)];
+        parts.extend(others.into_iter().map(|other| other.join().expect("the solver does not panic")));
+        parts
+    });
+    let mut parts: Vec<_> = parts.into_iter().map(Vec::into_iter).collect();
+    (0..layers).map(|layer| parts[layer % threads].next().expect("every layer was planned once")).collect()
 }
 
-fn finish(
-    deployment: &Deployment,
+/// Splits the load of a placement and writes both into physical slots.
+fn written(
     problem: &LayerProblem,
-    placement: Placement,
+    placement: &Placement,
     current: Option<&[Option<ExpertId>]>,
     options: &PlanOptions,
 ) -> PlannedLayer {
-    let replicas = Replicas::of(&placement, problem.experts());
-    let exact = exact_split(problem, &replicas);
+    let replicas = Replicas::of(placement, problem.experts());
     let split = match options.split {
-        SplitKind::Weighted => regularised_split(problem, &replicas, &exact, options.split_tolerance),
-        SplitKind::Even => replicas.even_split(&problem.loads),
+        SplitKind::Weighted => used_split(problem, &replicas, options.split_tolerance),
+        SplitKind::Even => even_split(problem, &replicas),
     };
-    let level = replicas.rank_loads(problem.ranks, &split).into_iter().fold(0.0, f64::max);
-    let mut physical_to_logical = vec![None; deployment.slots()];
-    let mut share = vec![0.0; deployment.slots()];
-    let mut moves = 0;
-    for (rank, experts) in placement.of_rank.iter().enumerate() {
-        let block = deployment.slots_of(rank);
-        let old = current.map(|current| &current[block.clone()]);
-        let mut arriving = Vec::new();
-        for &expert in experts {
-            match old.and_then(|old| old.iter().position(|held| *held == Some(ExpertId(expert)))) {
-                Some(at) => physical_to_logical[block.start + at] = Some(ExpertId(expert)),
-                None => arriving.push(expert),
-            }
-        }
-        moves += if current.is_some() { arriving.len() } else { 0 };
-        for expert in arriving {
-            let free = block.clone().find(|&slot| physical_to_logical[slot].is_none());
-            physical_to_logical[free.expect("a rank has a slot for each expert")] = Some(ExpertId(expert));
-        }
-        for slot in block {
-            let Some(expert) = physical_to_logical[slot] else { continue };
-            let at = replicas.range(expert.index()).find(|&at| usize::from(replicas.rank[at]) == rank);
-            let load = problem.loads[expert.index()];
-            share[slot] = match load > 0.0 {
-                true => split[at.expect("the rank holds a replica")] / load,
-                false => 1.0 / replicas.count(expert.index()) as f64,
-            };
-        }
-    }
-    PlannedLayer {
-        physical_to_logical,
-        share,
-        imbalance: problem.imbalance_of(level),
-        bound: 1.0,
-        critical: exact.critical,
-        moves,
+    let mut layer = PlannedLayer {
+        physical_to_logical: vec![None; problem.deployment.slots()],
+        share: vec![0.0; problem.deployment.slots()],
+        imbalance: problem.imbalance_of(split.level),
+        bound: problem.imbalance_of(bound(problem)),
+        critical: split.critical,
+        moves: 0,
         node_moves: 0,
+    };
+    // The entries of an expert ascend by rank, as the ranks are gone through here.
+    let mut next = replicas.start.clone();
+    for rank in 0..problem.ranks() {
+        let slots = problem.deployment.slots_of(rank);
+        let old = current.map(|current| &current[slots.clone()]);
+        fill(&mut layer.physical_to_logical[slots.clone()], placement.of(rank), old);
+        for slot in slots {
+            let Some(expert) = layer.physical_to_logical[slot].map(ExpertId::index) else { continue };
+            let load = problem.loads[expert];
+            layer.share[slot] = match load > 0.0 {
+                true => split.load[next[expert]] / load,
+                false => 1.0 / replicas.count(expert) as f64,
+            };
+            next[expert] += 1;
+        }
     }
+    if let Some(current) = current {
+        (layer.moves, layer.node_moves) = moves(&problem.deployment, current, placement);
+    }
+    layer
+}
+
+/// The split of engines that know no other.
+fn even_split(problem: &LayerProblem, replicas: &Replicas) -> UsedSplit {
+    let load = replicas.even_split(&problem.loads);
+    let rank_loads = replicas.rank_loads(problem.ranks(), &load);
+    let level = problem.level_of(&rank_loads);
+    let speed = problem.deployment.speed();
+    let highest =
+        (0u16..).zip(rank_loads.iter().zip(speed)).find(|(_, (load, speed))| **load >= level * *speed);
+    UsedSplit { load, level, floor: level, critical: highest.map(|(rank, _)| rank).into_iter().collect() }
+}
+
+/// Writes the experts of one rank into its slots: those that were there stay in their slots, the others take the
+/// lowest free ones.
+fn fill(slots: &mut [Option<ExpertId>], experts: &[u16], old: Option<&[Option<ExpertId>]>) {
+    let place_of = |expert: u16| old?.iter().position(|held| *held == Some(ExpertId(expert)));
+    for &expert in experts {
+        if let Some(at) = place_of(expert) {
+            slots[at] = Some(ExpertId(expert));
+        }
+    }
+    let mut at = 0;
+    for &expert in experts.iter().filter(|&&expert| place_of(expert).is_none()) {
+        while slots[at].is_some() {
+            at += 1;
+        }
+        slots[at] = Some(ExpertId(expert));
+    }
+}
+
+/// Experts that ranks have to fetch, and of those the ones that come from another node.
+pub(super) fn moves(
+    deployment: &Deployment,
+    current: &[Option<ExpertId>],
+    placement: &Placement,
+) -> (usize, usize) {
+    let node = |rank: usize| usize::from(deployment.ranks()[rank].node);
+    let mut on_node: Vec<Vec<u16>> = vec![Vec::new(); deployment.nodes()];
+    for rank in 0..placement.ranks() {
+        on_node[node(rank)]
+            .extend(current[deployment.slots_of(rank)].iter().flatten().map(|expert| expert.0));
+    }
+    on_node.iter_mut().for_each(|experts| experts.sort_unstable());
+    let (mut moves, mut node_moves) = (0, 0);
+    for (rank, experts) in placement.rows().enumerate() {
+        let old = &current[deployment.slots_of(rank)];
+        for expert in experts.iter().filter(|&&expert| !old.contains(&Some(ExpertId(expert)))) {
+            moves += 1;
+            node_moves += usize::from(on_node[node(rank)].binary_search(expert).is_err());
+        }
+    }
+    (moves, node_moves)
 }

@@ -15,8 +15,9 @@
 //! Minimised by Gauss-Seidel over the experts, each solved exactly (water-filling), over-relaxed. When no
 //! strength keeps the tolerance, the last split is blended with the exact one just as far as needed.
 
+use super::components::Components;
 use super::problem::{LayerProblem, Replicas};
-use super::split::ExactSplit;
+use super::split::{ExactSplit, exact_split};
 
 /// Sweeps for one strength of the ridge. Connected placements of 32 to 144 ranks settle in 10 to 60.
 const SWEEPS_MAX: usize = 64;
@@ -29,45 +30,104 @@ const SETTLED: f64 = 1e-5;
 const STRENGTH_STEP: f64 = 2.0;
 const STRENGTH_STEPS: usize = 7;
 
-/// Splits every expert's load over its replicas; returns `[replicas]` loads. The largest rank load is at most
-/// `exact.level * (1 + tolerance)`.
+/// A split and what is proven of it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct UsedSplit {
+    /// `[replicas]`.
+    pub(super) load: Vec<f64>,
+    /// Load by speed of the highest rank.
+    pub(super) level: f64,
+    /// No split of this placement is below this level.
+    pub(super) floor: f64,
+    /// The ranks that prove the floor. Ascending.
+    pub(super) critical: Vec<u16>,
+}
+
+/// Splits every expert's load over its replicas. The highest level is at most `1 + tolerance` times the optimum. The
+/// floor of the components mostly proves that without the exact split, which is solved only when it does not.
+pub(super) fn used_split(problem: &LayerProblem, replicas: &Replicas, tolerance: f64) -> UsedSplit {
+    let highest = Components::of(problem, replicas).highest(problem, replicas);
+    let mut descent = Descent::new(problem, replicas);
+    let reached = descent.reach(highest.level * (1.0 + tolerance));
+    let level = problem.level_of(&descent.ranks.load);
+    if reached {
+        return UsedSplit { load: descent.split, level, floor: highest.level, critical: highest.ranks };
+    }
+    let exact = exact_split(problem, replicas);
+    let load = regularised_split(problem, replicas, &exact, tolerance);
+    let level = problem.level_of(&replicas.rank_loads(problem.ranks(), &load));
+    UsedSplit { load, level, floor: exact.level, critical: exact.critical }
+}
+
+/// The same when the exact split is known; returns `[replicas]` loads.
 pub(super) fn regularised_split(
     problem: &LayerProblem,
     replicas: &Replicas,
     exact: &ExactSplit,
     tolerance: f64,
 ) -> Vec<f64> {
-    let mut split = replicas.even_split(&problem.loads);
-    let mean = problem.mean();
-    if mean <= 0.0 {
-        return split;
-    }
     let allowed = exact.level * (1.0 + tolerance);
-    let shared: Vec<Shared> = shared_experts(problem, replicas);
-    let mut ranks = Ranks::new(problem, replicas, &split);
-    if largest(&ranks.load) <= allowed {
-        return split;
+    let mut descent = Descent::new(problem, replicas);
+    let reached = descent.reach(allowed);
+    let mut split = descent.split;
+    if !reached {
+        blend(problem, replicas, exact, &mut split, allowed);
     }
-    let mut strength = 1.0;
-    for step in 0..=STRENGTH_STEPS {
-        for _ in 0..SWEEPS_MAX {
-            let mut change: f64 = 0.0;
-            for expert in &shared {
-                let held = &replicas.rank[expert.range.clone()];
-                let moved = water_fill(expert, strength, held, &mut split[expert.range.clone()], &mut ranks);
-                change = change.max(moved);
-            }
-            if change <= SETTLED * mean {
-                break;
-            }
-        }
-        if largest(&ranks.load) <= allowed {
-            return split;
-        }
-        strength = if step + 1 == STRENGTH_STEPS { 0.0 } else { strength / STRENGTH_STEP };
-    }
-    blend(problem, replicas, exact, &mut split, allowed);
     split
+}
+
+/// A split on its way from the even one down to where the highest rank is lowest.
+struct Descent<'a> {
+    problem: &'a LayerProblem,
+    replicas: &'a Replicas,
+    shared: Vec<Shared>,
+    ranks: Ranks<'a>,
+    /// `[replicas]`.
+    split: Vec<f64>,
+}
+
+impl<'a> Descent<'a> {
+    fn new(problem: &'a LayerProblem, replicas: &'a Replicas) -> Self {
+        let split = replicas.even_split(&problem.loads);
+        let ranks = Ranks::new(problem, replicas, &split);
+        Descent { problem, replicas, shared: shared_experts(problem, replicas), ranks, split }
+    }
+
+    /// Goes on until no rank is above `allowed`; false when the descent does not get there.
+    fn reach(&mut self, allowed: f64) -> bool {
+        let mean = self.problem.mean();
+        if mean <= 0.0 || self.problem.level_of(&self.ranks.load) <= allowed {
+            return true;
+        }
+        // Without parts a rank's noise is the same wherever load goes, so the first split that is good enough will do.
+        let settle = self.problem.change.parts > 0;
+        let mut strength = 1.0;
+        for step in 0..=STRENGTH_STEPS {
+            for _ in 0..SWEEPS_MAX {
+                let change = self.sweep(strength);
+                if change <= SETTLED * mean || (!settle && self.problem.level_of(&self.ranks.load) <= allowed)
+                {
+                    break;
+                }
+            }
+            if self.problem.level_of(&self.ranks.load) <= allowed {
+                return true;
+            }
+            strength = if step + 1 == STRENGTH_STEPS { 0.0 } else { strength / STRENGTH_STEP };
+        }
+        false
+    }
+
+    /// Minimises over every expert in turn; returns the largest change.
+    fn sweep(&mut self, strength: f64) -> f64 {
+        let mut change: f64 = 0.0;
+        for expert in &self.shared {
+            let held = &self.replicas.rank[expert.range.clone()];
+            let split = &mut self.split[expert.range.clone()];
+            change = change.max(water_fill(expert, strength, held, split, &mut self.ranks));
+        }
+        change
+    }
 }
 
 /// An expert with a choice.
@@ -76,36 +136,45 @@ struct Shared {
     range: std::ops::Range<usize>,
     /// Variance of its own, relative to the square of its load: drift and counting noise.
     own: f64,
+    /// Sum of the squares of `unit`.
+    square: f64,
     /// `[parts]`: deviations per unit of load.
     unit: Vec<f64>,
 }
 
 fn shared_experts(problem: &LayerProblem, replicas: &Replicas) -> Vec<Shared> {
-    (0..problem.experts())
-        .filter(|&expert| replicas.count(expert) > 1 && problem.loads[expert] > 0.0)
-        .map(|expert| {
-            let load = problem.loads[expert];
-            let own = problem.change.drift * problem.change.drift + 1.0 / load.max(1.0);
-            let unit: Vec<f64> = problem.change.of(expert).iter().map(|deviation| deviation / load).collect();
-            Shared { load, range: replicas.range(expert), own, unit }
-        })
-        .collect()
+    let is_shared =
+        |&&expert: &&u16| replicas.count(expert.into()) > 1 && problem.loads[usize::from(expert)] > 0.0;
+    let shared = problem.heaviest_first.iter().filter(is_shared).map(|&expert| {
+        let expert = usize::from(expert);
+        let load = problem.loads[expert];
+        let own = problem.change.drift * problem.change.drift + 1.0 / load.max(1.0);
+        let unit: Vec<f64> = problem.change.of(expert).iter().map(|deviation| deviation / load).collect();
+        let square = unit.iter().map(|u| u * u).sum();
+        Shared { load, range: replicas.range(expert), own, square, unit }
+    });
+    shared.collect()
 }
 
 /// The ranks under the present split.
-struct Ranks {
+struct Ranks<'a> {
     parts: usize,
+    /// `[ranks]`.
+    speed: &'a [f64],
     /// `[ranks]`.
     load: Vec<f64>,
     /// `[ranks][parts]`: sums of deviations.
     deviation: Vec<f64>,
+    /// Scratch of `water_fill`: one floor per replica of an expert.
+    floor: Vec<f64>,
 }
 
-impl Ranks {
-    fn new(problem: &LayerProblem, replicas: &Replicas, split: &[f64]) -> Self {
+impl<'a> Ranks<'a> {
+    fn new(problem: &'a LayerProblem, replicas: &Replicas, split: &[f64]) -> Self {
         let parts = problem.change.parts;
-        let mut deviation = vec![0.0; problem.ranks * parts];
-        for (expert, &load) in problem.loads.iter().enumerate().filter(|(_, load)| **load > 0.0) {
+        let mut deviation = vec![0.0; problem.ranks() * parts];
+        let loaded = problem.loads.iter().enumerate().filter(|(_, load)| parts > 0 && **load > 0.0);
+        for (expert, &load) in loaded {
             for at in replicas.range(expert) {
                 let rank = usize::from(replicas.rank[at]);
                 let of_rank = &mut deviation[rank * parts..(rank + 1) * parts];
@@ -113,7 +182,8 @@ impl Ranks {
                 of_rank.iter_mut().zip(problem.change.of(expert)).for_each(|(sum, d)| *sum += part * d);
             }
         }
-        Self { parts, load: replicas.rank_loads(problem.ranks, split), deviation }
+        let load = replicas.rank_loads(problem.ranks(), split);
+        Self { parts, speed: problem.deployment.speed(), load, deviation, floor: Vec::new() }
     }
 
     fn deviation(&mut self, rank: usize) -> &mut [f64] {
@@ -125,60 +195,61 @@ impl Ranks {
 /// over-relaxation where that stays feasible. Returns the largest change.
 ///
 /// With `R_g` the rank's load without the expert, `r_g` the inner product of the rank's deviations without it and
-/// the expert's own, and `q` its variance, the potential is `sum_g 1/2 (1 + q) x_g^2 + (R_g + r_g) x_g`: water
-/// poured into vessels that stand at `R_g + r_g`.
-fn water_fill(expert: &Shared, strength: f64, held: &[u16], split: &mut [f64], ranks: &mut Ranks) -> f64 {
-    let square: f64 = expert.unit.iter().map(|u| u * u).sum();
-    let stiffness = 1.0 + strength * (expert.own + square);
-    let floor: Vec<f64> = held
-        .iter()
-        .zip(split.iter())
-        .map(|(&rank, &part)| {
-            let rank = usize::from(rank);
-            let inner: f64 = ranks.deviation(rank).iter().zip(&expert.unit).map(|(v, u)| v * u).sum();
-            ranks.load[rank] - part + strength * (inner - part * square)
-        })
-        .collect();
+/// the expert's own, `q` its variance and `s_g` the rank's speed, the potential is `sum_g (1/2 (1 + q) x_g^2 +
+/// (R_g + r_g) x_g) / s_g`: water poured into vessels of width `s_g` that stand at `(R_g + r_g) / s_g`.
+fn water_fill(expert: &Shared, strength: f64, held: &[u16], split: &mut [f64], ranks: &mut Ranks<'_>) -> f64 {
+    let stiffness = 1.0 + strength * (expert.own + expert.square);
+    let mut floors = std::mem::take(&mut ranks.floor);
+    floors.clear();
+    floors.extend(held.iter().zip(split.iter()).map(|(&rank, &part)| {
+        let rank = usize::from(rank);
+        let inner: f64 = ranks.deviation(rank).iter().zip(&expert.unit).map(|(v, u)| v * u).sum();
+        ranks.load[rank] - part + strength * (inner - part * expert.square)
+    }));
     // The water level over all replicas, then without those that stand above it, until none does.
     let mut level = f64::INFINITY;
     loop {
-        let under = floor.iter().filter(|floor| **floor < level);
-        let (sum, count) = under.fold((0.0, 0usize), |(sum, count), floor| (sum + floor, count + 1));
-        let next = (expert.load * stiffness + sum) / count as f64;
-        if next >= level {
+        let (mut sum, mut width) = (expert.load * stiffness, 0.0);
+        for (&floor, &rank) in floors.iter().zip(held) {
+            let speed = ranks.speed[usize::from(rank)];
+            if floor < level * speed {
+                sum += floor;
+                width += speed;
+            }
+        }
+        let next = sum / width;
+        // Also when no vessel is left, or rounding alone differs.
+        if width <= 0.0 || next >= level {
             break;
         }
         level = next;
     }
-    let by = |at: usize, split: &[f64]| ((level - floor[at]) / stiffness).max(0.0) - split[at];
-    let feasible = (0..held.len()).all(|at| split[at] + RELAXATION * by(at, split) >= 0.0);
+    let filled = |at: usize| ((level * ranks.speed[usize::from(held[at])] - floors[at]) / stiffness).max(0.0);
+    let feasible = (0..held.len()).all(|at| split[at] + RELAXATION * (filled(at) - split[at]) >= 0.0);
     let step = if feasible { RELAXATION } else { 1.0 };
     let mut change: f64 = 0.0;
     for (at, &rank) in held.iter().enumerate() {
         let rank = usize::from(rank);
-        let by = step * by(at, split);
+        let by = step * (((level * ranks.speed[rank] - floors[at]) / stiffness).max(0.0) - split[at]);
         split[at] += by;
         ranks.load[rank] += by;
         ranks.deviation(rank).iter_mut().zip(&expert.unit).for_each(|(v, u)| *v += by * u);
         change = change.max(by.abs());
     }
+    ranks.floor = floors;
     change
 }
 
 /// Goes from `split` towards the exact split just as far as the allowed level demands.
 fn blend(problem: &LayerProblem, replicas: &Replicas, exact: &ExactSplit, split: &mut [f64], allowed: f64) {
-    let from = replicas.rank_loads(problem.ranks, split);
-    let to = replicas.rank_loads(problem.ranks, &exact.load);
-    let needed = |(from, to): (&f64, &f64)| match from > &allowed {
-        true => ((from - allowed) / (from - to)).clamp(0.0, 1.0),
+    let from = replicas.rank_loads(problem.ranks(), split);
+    let to = replicas.rank_loads(problem.ranks(), &exact.load);
+    let needed = |((from, to), speed): ((&f64, &f64), &f64)| match *from > allowed * speed {
+        true => ((from - allowed * speed) / (from - to)).clamp(0.0, 1.0),
         false => 0.0,
     };
-    let part = from.iter().zip(&to).map(needed).fold(0.0, f64::max);
+    let part = from.iter().zip(&to).zip(problem.deployment.speed()).map(needed).fold(0.0, f64::max);
     split.iter_mut().zip(&exact.load).for_each(|(x, exact)| *x += part * (exact - *x));
-}
-
-fn largest(values: &[f64]) -> f64 {
-    values.iter().copied().fold(0.0, f64::max)
 }
 
 #[cfg(test)]
@@ -206,7 +277,7 @@ mod tests {
                 prop_assert!((sum - load).abs() <= 1e-6 * load.max(1.0), "expert {expert}: {sum} of {load}");
             }
             prop_assert!(split.iter().all(|&part| part >= -1e-9));
-            let highest = largest(&replicas.rank_loads(problem.ranks, &split));
+            let highest = problem.level_of(&replicas.rank_loads(problem.ranks(), &split));
             let allowed = exact.level * (1.0 + tolerance);
             prop_assert!(highest <= allowed * (1.0 + 1e-6) + 1e-9, "{highest} > {allowed}");
         }
@@ -214,8 +285,8 @@ mod tests {
 
     /// Expert 0 is on both ranks, 1 and 2 on one each: the part of expert 0 on the first rank.
     fn first_part(loads: [f64; 3], change: Change, tolerance: f64) -> f64 {
-        let problem = LayerProblem { ranks: 2, slots: 2, loads: loads.to_vec(), change };
-        let placement = Placement { of_rank: vec![vec![0, 1], vec![0, 2]] };
+        let problem = LayerProblem { change, ..LayerProblem::uniform(2, 2, loads.to_vec()) };
+        let placement = Placement::of_rows(2, &[&[0, 1], &[0, 2]]);
         let replicas = Replicas::of(&placement, 3);
         let exact = exact_split(&problem, &replicas);
         regularised_split(&problem, &replicas, &exact, tolerance)[0]
@@ -234,7 +305,8 @@ mod tests {
         // Even is not allowed, so the split has to choose. Expert 0 swings with 1 and against 2.
         let swings = vec![10.0, -10.0, 10.0, -10.0, -10.0, 10.0];
         let loads = [100.0, 110.0, 100.0];
-        let alone = first_part(loads, Change::default(), 0.02);
+        let still = Change { parts: 2, deviation: vec![0.0; 6], drift: 0.0 };
+        let alone = first_part(loads, still, 0.02);
         let together = first_part(loads, Change { parts: 2, deviation: swings, drift: 0.0 }, 0.02);
         assert!(together < alone - 0.5, "{together} {alone}");
     }

@@ -6,11 +6,11 @@ use super::problem::{Placement, Replicas};
 /// the largest overlap first. (Greedy reaches at least half of the best total overlap; an exact assignment
 /// costs more time than the few moves it saves.)
 pub(super) fn relabel(fresh: &Placement, running: &Placement, experts: usize) -> Placement {
-    let ranks = running.of_rank.len();
+    let ranks = running.ranks();
     let holders = Replicas::of(running, experts);
     let mut pairs: Vec<(u16, u16, u16)> = Vec::new();
     let mut overlap = vec![0u16; ranks];
-    for (from, held) in (0u16..).zip(&fresh.of_rank) {
+    for (from, held) in (0u16..).zip(fresh.rows()) {
         overlap.fill(0);
         for &expert in held {
             holders.rank[holders.range(expert.into())]
@@ -30,14 +30,12 @@ pub(super) fn relabel(fresh: &Placement, running: &Placement, experts: usize) ->
         }
     }
     let mut left = (0..ranks).filter(|&from| !used[from]);
-    let of_rank = given
-        .into_iter()
-        .map(|from| {
-            let from = from.map_or_else(|| left.next().expect("as many ranks as ranks"), usize::from);
-            fresh.of_rank[from].clone()
-        })
-        .collect();
-    Placement { of_rank }
+    let mut relabelled = running.clone();
+    for (rank, from) in given.into_iter().enumerate() {
+        let from = from.map_or_else(|| left.next().expect("as many ranks as ranks"), usize::from);
+        relabelled.set(rank, fresh.of(from));
+    }
+    relabelled
 }
 
 #[cfg(test)]
@@ -46,7 +44,7 @@ mod tests {
 
     #[track_caller]
     fn check(fresh: &[&[u16]], running: &[&[u16]], expected: &[&[u16]]) {
-        let placement = |of: &[&[u16]]| Placement { of_rank: of.iter().map(|held| held.to_vec()).collect() };
+        let placement = |rows: &[&[u16]]| Placement::of_rows(3, rows);
         assert_eq!(relabel(&placement(fresh), &placement(running), 6), placement(expected));
     }
 

@@ -22,9 +22,8 @@ struct Change {
 }
 
 /// Plans needed from `from` to `to`; 0 when they are equal, `None` when there is no spare slot to stage into.
-pub(super) fn plans_needed(from: &Placement, to: &Placement, slots: usize, spare: usize) -> Option<usize> {
-    let most =
-        (0..from.of_rank.len()).map(|rank| changes_of(from, to, slots, rank).drops.len()).max().unwrap_or(0);
+pub(super) fn plans_needed(from: &Placement, to: &Placement, spare: usize) -> Option<usize> {
+    let most = (0..from.ranks()).map(|rank| changes_of(from, to, rank).drops.len()).max().unwrap_or(0);
     match (most, spare) {
         (0, _) => Some(0),
         (_, 0) => None,
@@ -35,7 +34,7 @@ pub(super) fn plans_needed(from: &Placement, to: &Placement, slots: usize, spare
 /// The placement after the next plan on the way from `from` to `to`. Of the possible rounds those are taken
 /// first after which the best split is best. With no spare slot nothing changes.
 pub(super) fn next_step(problem: &LayerProblem, from: &Placement, to: &Placement, spare: usize) -> Placement {
-    let mut rounds = rounds(from, to, problem.slots);
+    let mut rounds = rounds(from, to);
     let mut state = from.clone();
     for _ in 0..spare {
         let compared = rounds.len().min(ROUNDS_COMPARED_MAX);
@@ -60,11 +59,10 @@ struct Changes {
 }
 
 /// What one rank drops and adds, padded with empty slots to the same number.
-fn changes_of(from: &Placement, to: &Placement, slots: usize, rank: usize) -> Changes {
-    let (have, want) = (&from.of_rank[rank], &to.of_rank[rank]);
+fn changes_of(from: &Placement, to: &Placement, rank: usize) -> Changes {
+    let (have, want) = (from.of(rank), to.of(rank));
     let mut drops: Vec<_> = have.iter().filter(|e| !want.contains(e)).map(|&e| Some(e)).collect();
     let mut adds: Vec<_> = want.iter().filter(|e| !have.contains(e)).map(|&e| Some(e)).collect();
-    assert!(have.len().max(want.len()) <= slots, "placements keep to the slots");
     let most = drops.len().max(adds.len());
     drops.resize(most, None);
     adds.resize(most, None);
@@ -80,9 +78,9 @@ struct Edge {
 }
 
 /// All rounds of the way; each is a list of changes with at most one per rank.
-fn rounds(from: &Placement, to: &Placement, slots: usize) -> Vec<Vec<Change>> {
-    let ranks = from.of_rank.len();
-    let changes: Vec<_> = (0..ranks).map(|rank| changes_of(from, to, slots, rank)).collect();
+fn rounds(from: &Placement, to: &Placement) -> Vec<Vec<Change>> {
+    let ranks = from.ranks();
+    let changes: Vec<_> = (0..ranks).map(|rank| changes_of(from, to, rank)).collect();
     let degree = changes.iter().map(|change| change.drops.len()).max().unwrap_or(0);
     let edges = edges(&changes);
     let colours = colour(&edges, ranks, degree);
@@ -210,11 +208,14 @@ fn flip(
 fn apply(state: &Placement, round: &[Change]) -> Placement {
     let mut next = state.clone();
     for change in round {
-        let held = &mut next.of_rank[change.rank];
-        held.retain(|expert| Some(*expert) != change.drops);
-        held.extend(change.adds);
-        held.sort_unstable();
+        if let Some(expert) = change.drops {
+            next.remove(change.rank, expert);
+        }
+        if let Some(expert) = change.adds {
+            next.push(change.rank, expert);
+        }
     }
+    next.sort();
     next
 }
 
@@ -230,19 +231,16 @@ mod tests {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (state >> 33) as usize % below
         };
-        let mut placement = Placement::empty(ranks);
+        let mut placement = Placement::of_rows(slots, &vec![&[][..]; ranks]);
         for expert in 0..experts {
             let first = next(ranks);
-            let rank = (0..ranks)
-                .map(|r| (first + r) % ranks)
-                .find(|&r| placement.of_rank[r].len() < slots)
-                .unwrap();
-            placement.of_rank[rank].push(expert as u16);
+            let rank = (0..ranks).map(|r| (first + r) % ranks).find(|&r| placement.room(r) > 0).unwrap();
+            placement.push(rank, expert as u16);
         }
         for _ in 0..2 * ranks * slots {
             let (rank, expert) = (next(ranks), next(experts) as u16);
-            if placement.of_rank[rank].len() < slots && !placement.holds(rank, expert) {
-                placement.of_rank[rank].push(expert);
+            if placement.room(rank) > 0 && !placement.holds(rank, expert) {
+                placement.push(rank, expert);
             }
         }
         placement.sort();
@@ -258,18 +256,17 @@ mod tests {
             let (mut state, to) =
                 (experts_of(seeds.0, ranks, slots, experts), experts_of(seeds.1, ranks, slots, experts));
             let loads = (0..experts).map(|e| ((e * 7) % 13) as f64).collect();
-            let problem = LayerProblem::plain(ranks, slots, loads);
-            let plans = plans_needed(&state, &to, slots, spare).unwrap();
+            let problem = LayerProblem::uniform(ranks, slots, loads);
+            let plans = plans_needed(&state, &to, spare).unwrap();
             for left in (0..plans).rev() {
                 let next = next_step(&problem, &state, &to, spare);
                 for rank in 0..ranks {
-                    let added = next.of_rank[rank].iter().filter(|e| !state.of_rank[rank].contains(e)).count();
+                    let added = next.of(rank).iter().filter(|e| !state.of(rank).contains(e)).count();
                     prop_assert!(added <= spare, "rank {rank} adds {added}");
-                    prop_assert!(next.of_rank[rank].len() <= slots);
                 }
                 Replicas::of(&next, experts); // asserts that every expert is somewhere
                 state = next;
-                prop_assert_eq!(plans_needed(&state, &to, slots, spare), Some(left));
+                prop_assert_eq!(plans_needed(&state, &to, spare), Some(left));
             }
             prop_assert_eq!(state, to);
         }
@@ -277,11 +274,11 @@ mod tests {
 
     #[test]
     fn without_a_spare_slot_nothing_moves() {
-        let placement = |of: &[u16]| Placement { of_rank: of.iter().map(|&e| vec![e]).collect() };
-        let problem = LayerProblem::plain(2, 1, vec![1.0, 2.0]);
-        let (from, to) = (placement(&[0, 1]), placement(&[1, 0]));
+        let placement = |of: [u16; 2]| Placement::of_rows(1, &[&of[..1], &of[1..]]);
+        let problem = LayerProblem::uniform(2, 1, vec![1.0, 2.0]);
+        let (from, to) = (placement([0, 1]), placement([1, 0]));
         assert_eq!(next_step(&problem, &from, &to, 0), from);
-        assert_eq!(plans_needed(&from, &to, 1, 0), None);
+        assert_eq!(plans_needed(&from, &to, 0), None);
         assert_eq!(next_step(&problem, &from, &to, 1), to);
     }
 }

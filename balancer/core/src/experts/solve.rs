@@ -1,21 +1,20 @@
 //! The decision: keep, reweight, or move, and the plan that does it.
 
-use super::place_components::place_components;
-use super::place_connected::{place_connected, place_near};
-use super::problem::{LayerProblem, Placement, Replicas, lower_bound, to_layer_plan};
+use super::deployment::Deployment;
+use super::fresh::{bound, fresh};
+use super::problem::{LayerProblem, Placement, Replicas, to_layer_plan};
 use super::regularise::regularised_split;
 use super::relabel::relabel;
-use super::replicas::{Worth, replica_counts};
 use super::schedule::{next_step, plans_needed};
 use super::split::{ExactSplit, exact_split};
-use super::swap::highest;
-use crate::ids::{ExpertId, LayerId};
+use crate::ids::{ExpertId, LayerId, Rank};
 use crate::invariants;
 use crate::plan::{LayerPlan, Plan};
 use crate::policy::{ExpertPolicy, SplitFor};
 use crate::report::{Binding, Decision, KeepReason, LayerReport, SolveReport};
 use crate::snapshot::{LoadTable, Snapshot};
-use crate::topology::UnitShape;
+use crate::topology::{UnitShape, UnitTopology};
+use std::sync::Arc;
 
 /// A placement that a unit is on its way to, plan by plan. The control loop keeps it and hands it back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,20 +25,18 @@ pub struct Target {
 
 impl Target {
     /// Slots that still have to receive an expert, over all layers.
-    pub fn moves_left(&self, shape: &UnitShape, running: &Plan) -> usize {
+    pub fn moves_left(&self, topology: &UnitTopology, running: &Plan) -> usize {
+        let deployment = deployment_of(topology);
+        let shape = topology.shape();
         let left = |(wanted, layer): (&Option<Placement>, &LayerPlan)| {
-            wanted.as_ref().map_or(0, |wanted| Placement::of_plan(shape, layer).moves_to(wanted))
+            wanted.as_ref().map_or(0, |wanted| Placement::of_plan(&deployment, shape, layer).moves_to(wanted))
         };
         self.layers.iter().zip(&running.layers).map(left).sum()
     }
 
     fn fits(&self, shape: &UnitShape) -> bool {
         self.layers.len() == usize::from(shape.layers)
-            && self
-                .layers
-                .iter()
-                .flatten()
-                .all(|placement| placement.of_rank.len() == usize::from(shape.ranks))
+            && self.layers.iter().flatten().all(|placement| placement.ranks() == usize::from(shape.ranks))
     }
 }
 
@@ -56,40 +53,16 @@ pub struct Solved {
     pub target: Option<Target>,
 }
 
-/// Relative height above a placement from nothing up to which one near the running placement is preferred: it
-/// moves about half as much, and this is less than windows differ by.
-const NEAR_ENOUGH: f64 = 0.003;
-
-/// Whether the replica graph falls into trees, for which there is a packing of its own.
-fn falls_into_trees(problem: &LayerProblem) -> bool {
-    problem.slots == 2 && problem.experts() >= problem.ranks + 2
-}
-
-fn counts_of(problem: &LayerProblem) -> Vec<u16> {
-    // One slot: every rank carries one replica, and the largest replica is the objective.
-    let worth = if problem.slots == 1 { Worth::LargestReplica } else { Worth::Variance };
-    replica_counts(problem, worth)
-}
-
-/// A placement of one layer from its loads alone.
-pub(super) fn fresh(problem: &LayerProblem) -> Placement {
-    if falls_into_trees(problem) {
-        place_components(problem)
-    } else {
-        place_connected(problem, &counts_of(problem))
-    }
+/// The ranks of a unit as the phases see them.
+fn deployment_of(topology: &UnitTopology) -> Arc<Deployment> {
+    let node_of_rank: Vec<u16> =
+        (0..topology.shape().ranks).map(|rank| topology.node_of(Rank(rank)) as u16).collect();
+    Arc::new(Deployment::of_unit(topology.shape(), &node_of_rank))
 }
 
 /// A good placement that the running one reaches with few moves.
 fn wanted_placement(problem: &LayerProblem, running: &Placement) -> Placement {
-    let fresh = relabel(&fresh(problem), running, problem.experts());
-    if falls_into_trees(problem) {
-        return fresh;
-    }
-    let counts = counts_of(problem);
-    let near = place_near(problem, &counts, running);
-    let good = highest(problem, &counts, &near) <= highest(problem, &counts, &fresh) * (1.0 + NEAR_ENOUGH);
-    if good && running.moves_to(&near) < running.moves_to(&fresh) { near } else { fresh }
+    relabel(&fresh(problem), running, problem.experts())
 }
 
 /// What the solver would do without a past: for every layer a fresh placement with its regularised split.
@@ -100,37 +73,61 @@ pub fn place(snapshot: &Snapshot, policy: &ExpertPolicy) -> Vec<LayerPlan> {
         physical_to_logical: vec![None; shape.physical_per_layer()],
         share: vec![0; shape.physical_per_layer()],
     };
+    let deployment = deployment_of(&snapshot.topology);
     (0..usize::from(shape.layers))
         .map(|layer| {
-            let problem = layer_problem(snapshot, layer, policy);
-            let expected = expected_problem(snapshot, layer, policy);
+            let problem = layer_problem(snapshot, &deployment, layer, policy);
+            let expected = expected_problem(snapshot, &deployment, layer, policy);
             let placement = fresh(expected.as_ref().unwrap_or(&problem));
             Draft::new(&problem, placement).write(&problem, shape, &empty, policy)
         })
         .collect()
 }
 
-fn layer_problem(snapshot: &Snapshot, layer: usize, policy: &ExpertPolicy) -> LayerProblem {
+fn layer_problem(
+    snapshot: &Snapshot,
+    deployment: &Arc<Deployment>,
+    layer: usize,
+    policy: &ExpertPolicy,
+) -> LayerProblem {
     let forecast = snapshot.forecast.as_ref().filter(|_| policy.split_for == SplitFor::Forecast);
-    problem_of(snapshot, forecast.map_or(&snapshot.loads, |forecast| &forecast.loads), layer, policy)
+    let loads = forecast.map_or(&snapshot.loads, |forecast| &forecast.loads);
+    problem_of(snapshot, deployment, loads, layer, policy)
 }
 
 /// The layer as it is forecast: what a placement is made for.
-fn expected_problem(snapshot: &Snapshot, layer: usize, policy: &ExpertPolicy) -> Option<LayerProblem> {
-    snapshot.forecast.as_ref().map(|forecast| problem_of(snapshot, &forecast.loads, layer, policy))
+fn expected_problem(
+    snapshot: &Snapshot,
+    deployment: &Arc<Deployment>,
+    layer: usize,
+    policy: &ExpertPolicy,
+) -> Option<LayerProblem> {
+    let forecast = snapshot.forecast.as_ref()?;
+    Some(problem_of(snapshot, deployment, &forecast.loads, layer, policy))
 }
 
-fn problem_of(snapshot: &Snapshot, loads: &LoadTable, layer: usize, policy: &ExpertPolicy) -> LayerProblem {
+fn problem_of(
+    snapshot: &Snapshot,
+    deployment: &Arc<Deployment>,
+    loads: &LoadTable,
+    layer: usize,
+    policy: &ExpertPolicy,
+) -> LayerProblem {
     let parts: Vec<&[u64]> = snapshot.parts.iter().map(|part| part.layer(layer)).collect();
     let measured = snapshot.forecast.as_ref().and_then(|forecast| forecast.drift[layer]);
     let drift = measured.unwrap_or(policy.load_drift);
-    LayerProblem::new(snapshot.topology.shape(), loads.layer(layer), &parts, drift)
+    LayerProblem::measured(deployment, loads.layer(layer), &parts, drift)
 }
 
-fn previous_problem(snapshot: &Snapshot, layer: usize, policy: &ExpertPolicy) -> Option<LayerProblem> {
+fn previous_problem(
+    snapshot: &Snapshot,
+    deployment: &Arc<Deployment>,
+    layer: usize,
+    policy: &ExpertPolicy,
+) -> Option<LayerProblem> {
     let loads = snapshot.previous.as_ref()?.layer(layer);
-    let shape = snapshot.topology.shape();
-    loads.iter().any(|&load| load > 0).then(|| LayerProblem::new(shape, loads, &[], policy.load_drift))
+    let is_loaded = loads.iter().any(|&load| load > 0);
+    is_loaded.then(|| LayerProblem::measured(deployment, loads, &[], policy.load_drift))
 }
 
 /// A placement with what its best split reaches.
@@ -199,8 +196,9 @@ pub fn solve(snapshot: &Snapshot, running: &Plan, target: Option<&Target>, polic
     let topology = &snapshot.topology;
     let shape = topology.shape();
     debug_assert_eq!(invariants::check(running, None, topology), Ok(()));
+    let deployment = deployment_of(topology);
     let mut layers: Vec<Layer> =
-        (0..).zip(&running.layers).map(|(at, plan)| enter(snapshot, plan, at, policy)).collect();
+        (0..).zip(&running.layers).map(|(at, plan)| enter(snapshot, &deployment, plan, at, policy)).collect();
     if !snapshot.is_complete() {
         return keep(&layers, shape, policy, KeepReason::IncompleteSnapshot, target.cloned());
     }
@@ -228,12 +226,18 @@ pub fn solve(snapshot: &Snapshot, running: &Plan, target: Option<&Target>, polic
     reweight(&layers, running, shape, policy)
 }
 
-fn enter<'a>(snapshot: &'a Snapshot, running: &'a LayerPlan, at: usize, policy: &ExpertPolicy) -> Layer<'a> {
+fn enter<'a>(
+    snapshot: &'a Snapshot,
+    deployment: &Arc<Deployment>,
+    running: &'a LayerPlan,
+    at: usize,
+    policy: &ExpertPolicy,
+) -> Layer<'a> {
     let shape = snapshot.topology.shape();
     let counts = snapshot.loads.layer(at);
-    let problem = layer_problem(snapshot, at, policy);
-    let previous = previous_problem(snapshot, at, policy);
-    let now = Draft::new(&problem, Placement::of_plan(shape, running));
+    let problem = layer_problem(snapshot, deployment, at, policy);
+    let previous = previous_problem(snapshot, deployment, at, policy);
+    let now = Draft::new(&problem, Placement::of_plan(deployment, shape, running));
     Layer { problem, previous, counts, running, now, aim: None }
 }
 
@@ -244,7 +248,7 @@ fn expected_layers<'a>(
     policy: &ExpertPolicy,
 ) -> Option<Vec<Layer<'a>>> {
     let expect = |(at, layer): (usize, &Layer<'a>)| {
-        let problem = expected_problem(snapshot, at, policy)?;
+        let problem = expected_problem(snapshot, &layer.problem.deployment, at, policy)?;
         let now = Draft::new(&problem, layer.now.placement.clone());
         Some(Layer { problem, now, previous: layer.previous.clone(), aim: None, ..*layer })
     };
@@ -304,8 +308,7 @@ fn worth_moving(layer: &Layer<'_>, to: &Draft, shape: &UnitShape, policy: &Exper
     if gain < policy.moves_gain_min {
         return false;
     }
-    let slots = usize::from(shape.slots_per_rank);
-    let Some(received) = plans_needed(&layer.now.placement, &to.placement, slots, 1) else { return false };
+    let Some(received) = plans_needed(&layer.now.placement, &to.placement, 1) else { return false };
     let transfer_ms =
         received as f64 * shape.expert_bytes as f64 / policy.transfer_bytes_per_ms.max(1) as f64;
     // A layer has one part in `layers` of the unit's time.
@@ -314,7 +317,7 @@ fn worth_moving(layer: &Layer<'_>, to: &Draft, shape: &UnitShape, policy: &Exper
 }
 
 fn move_weights(layers: &[Layer<'_>], running: &Plan, shape: &UnitShape, policy: &ExpertPolicy) -> Solved {
-    let (slots, spare) = (usize::from(shape.slots_per_rank), usize::from(shape.spare_per_rank));
+    let spare = usize::from(shape.spare_per_rank);
     let mut report = SolveReport::default();
     let (mut plans, mut wanted) = (Vec::new(), Vec::new());
     let mut plans_left = 0;
@@ -326,7 +329,7 @@ fn move_weights(layers: &[Layer<'_>], running: &Plan, shape: &UnitShape, policy:
         let plan = written(layer, draft, shape, policy);
         let rest = layer.aim.as_ref().filter(|aim| aim.placement != draft.placement);
         if let Some(aim) = rest {
-            let needed = plans_needed(&draft.placement, &aim.placement, slots, spare).unwrap_or(0);
+            let needed = plans_needed(&draft.placement, &aim.placement, spare).unwrap_or(0);
             plans_left = plans_left.max(u32::try_from(needed).unwrap_or(u32::MAX));
             report
                 .not_placed
@@ -390,8 +393,7 @@ fn account(
     shape: &UnitShape,
     policy: &ExpertPolicy,
 ) -> LayerReport {
-    let counts = replica_counts(&layer.problem, Worth::LargestReplica);
-    let bound = layer.problem.imbalance_of(lower_bound(&layer.problem, &counts));
+    let bound = layer.problem.imbalance_of(bound(&layer.problem));
     let after = plan.imbalance(shape, layer.counts);
     let binding = if after <= policy.imbalance_target {
         Binding::Balanced
@@ -413,8 +415,7 @@ fn account(
 
 /// Replicas of `to` that `from` does not have.
 fn missing<'a>(from: &'a Placement, to: &'a Placement) -> impl Iterator<Item = ExpertId> + 'a {
-    from.of_rank
-        .iter()
-        .zip(&to.of_rank)
+    from.rows()
+        .zip(to.rows())
         .flat_map(|(have, want)| want.iter().filter(|e| !have.contains(e)).map(|&e| ExpertId(e)))
 }

@@ -192,7 +192,7 @@ fn a_migration_goes_on_where_it_was() {
     let Decision::Move { plans_left } = first.decision else { panic!("{:?}", first.decision) };
     assert!(plans_left > 0 && !first.report.not_placed.is_empty());
     let (target, plan) = (first.target.unwrap(), first.plan.unwrap());
-    assert_eq!(target.moves_left(topology.shape(), &plan), first.report.not_placed.len());
+    assert_eq!(target.moves_left(&topology, &plan), first.report.not_placed.len());
     let second = solve(&snapshot, &plan, Some(&target), &policy);
     assert_eq!(second.decision, Decision::Move { plans_left: plans_left - 1 });
     let (settled, _) = settle(&snapshot, boot(&topology), &policy);

@@ -25,12 +25,12 @@ const SWAPS_PER_RANK_MAX: usize = 12;
 pub(super) fn swap_singles(problem: &LayerProblem, counts: &[u16], placement: &mut Placement) {
     let mut heights = Heights::new(problem, counts, placement);
     let enough = problem.mean() * LEVEL_ENOUGH;
-    let mut order: Vec<usize> = (0..problem.ranks).collect();
-    for _ in 0..SWAPS_PER_RANK_MAX * problem.ranks {
-        let height: Vec<f64> = (0..problem.ranks).map(|rank| heights.of(rank)).collect();
+    let mut order: Vec<usize> = (0..problem.ranks()).collect();
+    for _ in 0..SWAPS_PER_RANK_MAX * problem.ranks() {
+        let height: Vec<f64> = (0..problem.ranks()).map(|rank| heights.of(rank)).collect();
         order.sort_by(|&a, &b| height[a].total_cmp(&height[b]).then(a.cmp(&b)));
         let worst = order[order.len() - 1];
-        if height[worst] - height.iter().sum::<f64>() / problem.ranks as f64 <= enough {
+        if height[worst] - height.iter().sum::<f64>() / problem.ranks() as f64 <= enough {
             return;
         }
         let partners = &order[..PARTNERS.min(order.len() - 1)];
@@ -38,16 +38,9 @@ pub(super) fn swap_singles(problem: &LayerProblem, counts: &[u16], placement: &m
         heights.apply(&swap);
         debug_assert!(heights.of(worst) < height[worst], "a swap lowers the highest rank");
         for (rank, from, to) in [(worst, swap.out, swap.back), (swap.partner, swap.back, swap.out)] {
-            let at = placement.of_rank[rank].iter().position(|&held| held == from);
-            placement.of_rank[rank][at.expect("the rank holds what it gives")] = to;
+            placement.replace(rank, from, to);
         }
     }
-}
-
-/// The height of the highest rank.
-pub(super) fn highest(problem: &LayerProblem, counts: &[u16], placement: &Placement) -> f64 {
-    let heights = Heights::new(problem, counts, placement);
-    (0..problem.ranks).map(|rank| heights.of(rank)).fold(0.0, f64::max)
 }
 
 /// Expert `out` of `worst` against `back` of `partner`.
@@ -88,11 +81,11 @@ impl<'a> Heights<'a> {
             load,
             own,
             deviation,
-            rank_load: vec![0.0; problem.ranks],
-            rank_own: vec![0.0; problem.ranks],
-            rank_deviation: vec![0.0; problem.ranks * parts],
+            rank_load: vec![0.0; problem.ranks()],
+            rank_own: vec![0.0; problem.ranks()],
+            rank_deviation: vec![0.0; problem.ranks() * parts],
         };
-        for (rank, held) in placement.of_rank.iter().enumerate() {
+        for (rank, held) in placement.rows().enumerate() {
             held.iter().for_each(|&expert| heights.add(rank, expert, 1.0));
         }
         heights
@@ -167,7 +160,7 @@ impl<'a> Heights<'a> {
     }
 
     fn singles<'b>(&'b self, placement: &'b Placement, rank: usize) -> impl Iterator<Item = u16> + 'b {
-        placement.of_rank[rank].iter().copied().filter(|&expert| self.counts[usize::from(expert)] == 1)
+        placement.of(rank).iter().copied().filter(|&expert| self.counts[usize::from(expert)] == 1)
     }
 }
 
@@ -179,11 +172,11 @@ mod tests {
     /// Starts with experts 0 and 1 on one rank, 2 and 3 on the other.
     #[track_caller]
     fn check(loads: [f64; 4], change: Change, parted: bool) {
-        let problem = LayerProblem { ranks: 2, slots: 2, loads: loads.to_vec(), change };
-        let mut placement = Placement { of_rank: vec![vec![0, 1], vec![2, 3]] };
+        let problem = LayerProblem { change, ..LayerProblem::uniform(2, 2, loads.to_vec()) };
+        let mut placement = Placement::of_rows(2, &[&[0, 1], &[2, 3]]);
         swap_singles(&problem, &[1; 4], &mut placement);
         assert_eq!(placement.holds(0, 0) != placement.holds(0, 1), parted, "{placement:?}");
-        assert!(placement.of_rank.iter().all(|held| held.len() == 2 && held[0] != held[1]));
+        assert!(placement.rows().all(|held| held.len() == 2 && held[0] != held[1]));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::{Failure, refused};
 use crate::expert_files;
-use evenkeel_core::experts::RANKS_MAX;
+use evenkeel_core::topology::RANKS_MAX;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -38,7 +38,7 @@ fn parse<'a, T: FromStr + Copy>(fields: impl Iterator<Item = &'a str>) -> Option
             None => (field.trim(), 1),
         };
         let value = value.parse().ok()?;
-        if times > RANKS_MAX - numbers.len() {
+        if times > usize::from(RANKS_MAX) - numbers.len() {
             return Some(Err(format!("more than {RANKS_MAX} GPUs")));
         }
         numbers.resize(numbers.len() + times, value);
