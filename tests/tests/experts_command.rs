@@ -242,7 +242,6 @@ fn gpus_may_join_a_plan_in_service() {
 }
 
 #[test]
-#[ignore = "the core plans without budgets yet"]
 fn a_budget_of_moves_is_kept_in_every_layer() {
     let desk = Desk::new();
     desk.put("before.csv", csv(&traffic(3, 32, 0))).put("after.csv", csv(&traffic(3, 32, 1)));

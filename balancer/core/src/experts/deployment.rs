@@ -148,6 +148,18 @@ pub enum InputError {
         /// Experts of a layer.
         experts: usize,
     },
+    /// Fewer moves allowed than experts to bring back.
+    #[error(
+        "[experts_budget] {missing} experts of layer {layer} are in no slot, and the budget allows {allowed} moves: allow at least {missing}"
+    )]
+    Budget {
+        /// The layer.
+        layer: usize,
+        /// Experts that are in no slot.
+        missing: usize,
+        /// Moves allowed, those between nodes among them.
+        allowed: usize,
+    },
     /// A placement that leaves an expert out, where a complete one is needed.
     #[error(
         "[experts_current_missing] expert {expert} of layer {layer} is in no slot: solve a placement with moves first"
@@ -176,6 +188,7 @@ impl InputError {
             Self::Load { .. } => "experts_load",
             Self::CurrentShape { .. } => "experts_current_shape",
             Self::CurrentExpert { .. } => "experts_current_expert",
+            Self::Budget { .. } => "experts_budget",
             Self::CurrentMissing { .. } => "experts_current_missing",
         }
     }

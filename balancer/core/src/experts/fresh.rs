@@ -3,7 +3,10 @@
 use super::level::Effort;
 use super::place_components::{falls_into_trees, place_components};
 use super::place_connected::place_connected;
-use super::problem::{LayerProblem, Placement};
+use super::problem::{LayerProblem, Placement, Replicas};
+use super::regularise::used_split;
+use super::relabel::relabel;
+use super::repair::{Budget, missing, repair};
 use super::replicas::replica_counts;
 use super::swap::swap_singles;
 
@@ -22,6 +25,32 @@ pub(super) fn fresh(problem: &LayerProblem) -> Placement {
     }
     placement.sort();
     placement
+}
+
+/// Relative height above a placement from nothing up to which the repaired running one is preferred: it moves a tenth, and
+/// this is less than windows differ by.
+const NEAR_ENOUGH: f64 = 0.001;
+/// Relative height of the running placement from which on nothing is repaired: after a change of domain, or at the start,
+/// nearly everything moves anyhow.
+const BEYOND_REPAIR: f64 = 0.1;
+
+/// A good placement that the running one reaches with few moves. With a budget it is only repaired; without one a placement
+/// from nothing, handed to the ranks so that most experts stay, is taken where repairs do not come near it.
+pub(super) fn replan(problem: &LayerProblem, running: &Placement, budget: Budget, enough: f64) -> Placement {
+    let level = |placement: &Placement| {
+        let replicas = Replicas::of(placement, problem.experts());
+        used_split(problem, &replicas, enough).level
+    };
+    let is_whole = !running.rows().any(<[u16]>::is_empty) && missing(problem, running).is_empty();
+    let mut near = running.clone();
+    if budget != Budget::NONE || !is_whole || level(running) <= problem.mean() * (1.0 + BEYOND_REPAIR) {
+        near = repair(problem, running, budget, enough);
+        if budget != Budget::NONE || !is_whole || level(&near) <= problem.mean() * (1.0 + NEAR_ENOUGH) {
+            return near;
+        }
+    }
+    let fresh = relabel(&fresh(problem), running, problem.experts());
+    if level(&fresh) * (1.0 + NEAR_ENOUGH) < level(&near) { fresh } else { near }
 }
 
 /// No placement at all in these slots, with any split, is better than this level: the mean, and the largest replica

@@ -10,6 +10,7 @@ mod plan_layers;
 mod problem;
 mod regularise;
 mod relabel;
+mod repair;
 mod replicas;
 mod schedule;
 mod solve;

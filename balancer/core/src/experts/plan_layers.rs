@@ -2,9 +2,10 @@
 //! comparisons; a running unit goes through [`solve`](super::solve()).
 
 use super::deployment::{Deployment, ExpertLoads, InputError};
-use super::fresh::{bound, fresh};
+use super::fresh::{bound, fresh, replan};
 use super::problem::{LayerProblem, Placement, Replicas};
 use super::regularise::{UsedSplit, used_split};
+use super::repair::{Budget, missing};
 use crate::ids::ExpertId;
 use std::sync::Arc;
 
@@ -77,11 +78,25 @@ pub fn plan_layers(
 ) -> Result<Vec<PlannedLayer>, InputError> {
     check(deployment, loads, current)?;
     let shared = Arc::new(deployment.clone());
-    Ok(each_layer(loads.layers(), options.threads, |layer| {
+    let of_layer = |layer: usize| {
         let problem = LayerProblem::plain(&shared, loads.layer(layer).to_vec());
-        let placement = fresh(&problem);
-        written(&problem, &placement, current.map(|current| current[layer].as_slice()), options)
-    }))
+        let Some(current) = current.map(|current| current[layer].as_slice()) else {
+            return Ok(written(&problem, &fresh(&problem), None, options));
+        };
+        let running = Placement::of_slots(deployment, current);
+        let budget = Budget {
+            moves: options.moves_max.unwrap_or(usize::MAX),
+            node_moves: options.node_moves_max.unwrap_or(usize::MAX),
+        };
+        let missing = missing(&problem, &running).len();
+        let allowed = budget.moves.min(budget.node_moves);
+        if missing > allowed {
+            return Err(InputError::Budget { layer, missing, allowed });
+        }
+        let placement = replan(&problem, &running, budget, options.split_tolerance);
+        Ok(written(&problem, &placement, Some(current), options))
+    };
+    each_layer(loads.layers(), options.threads, of_layer).into_iter().collect()
 }
 
 /// A new split on the current placement: no expert moves. Every expert must be in some slot.

@@ -26,6 +26,8 @@ const SWEEPS_MAX: usize = 64;
 const RELAXATION: f64 = 1.5;
 /// A sweep that changes no rank by more than this part of the mean ends the iteration.
 const SETTLED: f64 = 1e-5;
+/// The same where steps are compared: far below what a step gains.
+const ROUGHLY_SETTLED: f64 = 1e-4;
 /// Each time the tolerance is missed the strength is divided by this; so often, then it is 0.
 const STRENGTH_STEP: f64 = 2.0;
 const STRENGTH_STEPS: usize = 7;
@@ -76,6 +78,19 @@ pub(super) fn regularised_split(
     split
 }
 
+/// `[ranks]`: the loads under the split that minimises the sum of their squares by speed. The highest of them is the optimum
+/// up to the settling of the sweeps, and the ranks at its height are a critical set.
+pub(super) fn least_squares(problem: &LayerProblem, replicas: &Replicas) -> Vec<f64> {
+    let mut descent = Descent::new(problem, replicas);
+    let settled = ROUGHLY_SETTLED * problem.mean();
+    for _ in 0..SWEEPS_MAX {
+        if descent.sweep(0.0) <= settled {
+            break;
+        }
+    }
+    descent.ranks.load
+}
+
 /// A split on its way from the even one down to where the highest rank is lowest.
 struct Descent<'a> {
     problem: &'a LayerProblem,
@@ -99,8 +114,8 @@ impl<'a> Descent<'a> {
         if mean <= 0.0 || self.problem.level_of(&self.ranks.load) <= allowed {
             return true;
         }
-        // Without parts a rank's noise is the same wherever load goes, so the first split that is good enough will do.
-        let settle = self.problem.change.parts > 0;
+        // Where nothing is known about the next window, the first split that is good enough will do.
+        let settle = self.problem.change.parts > 0 || self.problem.change.drift > 0.0;
         let mut strength = 1.0;
         for step in 0..=STRENGTH_STEPS {
             for _ in 0..SWEEPS_MAX {

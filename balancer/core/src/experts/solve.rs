@@ -1,10 +1,10 @@
 //! The decision: keep, reweight, or move, and the plan that does it.
 
 use super::deployment::Deployment;
-use super::fresh::{bound, fresh};
+use super::fresh::{bound, fresh, replan};
 use super::problem::{LayerProblem, Placement, Replicas, to_layer_plan};
 use super::regularise::regularised_split;
-use super::relabel::relabel;
+use super::repair::Budget;
 use super::schedule::{next_step, plans_needed};
 use super::split::{ExactSplit, exact_split};
 use crate::ids::{ExpertId, LayerId, Rank};
@@ -53,16 +53,15 @@ pub struct Solved {
     pub target: Option<Target>,
 }
 
+/// Where experts move at all, they move to a placement of this height above the mean: below the target, so that the next
+/// drift does not call for moves at once.
+const AIM: f64 = 0.001;
+
 /// The ranks of a unit as the phases see them.
 fn deployment_of(topology: &UnitTopology) -> Arc<Deployment> {
     let node_of_rank: Vec<u16> =
         (0..topology.shape().ranks).map(|rank| topology.node_of(Rank(rank)) as u16).collect();
     Arc::new(Deployment::of_unit(topology.shape(), &node_of_rank))
-}
-
-/// A good placement that the running one reaches with few moves.
-fn wanted_placement(problem: &LayerProblem, running: &Placement) -> Placement {
-    relabel(&fresh(problem), running, problem.experts())
 }
 
 /// What the solver would do without a past: for every layer a fresh placement with its regularised split.
@@ -280,7 +279,7 @@ fn aims(layer: &Layer<'_>, wanted: Option<&Placement>, shape: &UnitShape, policy
     if under_way.is_none() && good_enough(&layer.now) {
         return stay;
     }
-    let fresh = Draft::new(&layer.problem, wanted_placement(&layer.problem, &layer.now.placement));
+    let fresh = Draft::new(&layer.problem, replan(&layer.problem, &layer.now.placement, Budget::NONE, AIM));
     let better = layer.gain_of(&fresh) >= 2.0 * gain_under_way && worth_moving(layer, &fresh, shape, policy);
     let under_way = under_way.filter(|_| gain_under_way > 0.0);
     Aims { under_way, fresh: better.then_some(fresh) }
