@@ -6,14 +6,13 @@ use super::problem::{LayerProblem, Placement};
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-/// Levels tried, from the mean upwards: the packing is a heuristic and not monotone in the level, so a scan finds
-/// better starts than bisection.
-const LEVELS: u32 = 8;
-const LEVEL_STEP: f64 = 0.01;
-/// Growth of the level when none of those packs.
-const LEVEL_GROWTH: f64 = 1.05;
-/// Best starts that are refined.
-const STARTS_REFINED: usize = 2;
+/// Halvings of the interval in which the least level lies that leaves room for the heavy experts.
+const HALVINGS: usize = 12;
+/// Relative heights above that level at which further packings start: the packing is a heuristic and not monotone in the
+/// level.
+const FURTHER_STARTS: [f64; 3] = [0.01, 0.03, 0.06];
+/// Relative height above that level from which on further packings are tried.
+const GOOD_PACKING: f64 = 0.04;
 /// Redeals tried per tree.
 const REDEALS_PER_TREE_MAX: usize = 2;
 /// Relative gain below which a redeal is not worth its time.
@@ -35,26 +34,38 @@ pub(super) fn falls_into_trees(problem: &LayerProblem) -> bool {
 pub(super) fn place_components(problem: &LayerProblem) -> Placement {
     assert!(falls_into_trees(problem));
     let order = Order::new(problem);
-    let mut starts: Vec<(f64, Vec<Tree>)> = Vec::new();
-    for step in 0..LEVELS {
-        let level = problem.mean() * (1.0 + LEVEL_STEP * f64::from(step));
-        starts.extend(pack(problem, &order, level).map(|trees| (worst_of(&trees), trees)));
+    let least = least_level(problem, &order);
+    let mut trees = pack(problem, &order, least).expect("the heavy experts fit at the least level");
+    redeal(&mut trees, problem.mean());
+    if worst_of(&trees) > least * (1.0 + GOOD_PACKING) {
+        let starts = FURTHER_STARTS.iter().filter_map(|above| pack(problem, &order, least * (1.0 + above)));
+        if let Some(mut other) = starts.min_by(|a, b| worst_of(a).total_cmp(&worst_of(b))) {
+            redeal(&mut other, problem.mean());
+            if worst_of(&other) < worst_of(&trees) {
+                trees = other;
+            }
+        }
     }
-    // One expert with nearly all load needs a level far above the mean. At that expert's own level nothing is
-    // heavy, and such a packing always exists.
-    let mut level = problem.mean() * (1.0 + LEVEL_STEP * f64::from(LEVELS));
-    while starts.is_empty() {
-        starts.extend(pack(problem, &order, level).map(|trees| (worst_of(&trees), trees)));
-        level = (level * LEVEL_GROWTH).max(f64::MIN_POSITIVE);
+    lay_out(problem, &trees)
+}
+
+/// The least level, up to the halvings, at which the heavy experts leave every other tree a rank. At the level of the heaviest
+/// expert none is heavy, so there is one.
+fn least_level(problem: &LayerProblem, order: &Order) -> f64 {
+    let mut low = problem.mean();
+    let mut ranks_of = Vec::new();
+    if heavy_trees(problem, order, low, &mut ranks_of).is_some() {
+        return low;
     }
-    starts.sort_by(|a, b| a.0.total_cmp(&b.0));
-    starts.truncate(STARTS_REFINED);
-    for (level, trees) in &mut starts {
-        redeal(trees, problem.mean());
-        *level = worst_of(trees);
+    let mut high = order.load(0).max(low);
+    for _ in 0..HALVINGS {
+        let middle = (low + high) / 2.0;
+        match heavy_trees(problem, order, middle, &mut ranks_of) {
+            Some(()) => high = middle,
+            None => low = middle,
+        }
     }
-    let (_, trees) = starts.iter().min_by(|a, b| a.0.total_cmp(&b.0)).expect("there is a start");
-    lay_out(problem, trees)
+    high
 }
 
 /// Experts from the heaviest down; positions in this order are what the packing handles.
@@ -118,34 +129,42 @@ fn worst_of(trees: &[Tree]) -> f64 {
     trees.iter().map(Tree::level).fold(0.0, f64::max)
 }
 
-/// Packs all experts for one level: an expert above it gets the smallest tree that could carry it together
-/// with the smallest experts; the other trees share the remaining ranks as evenly as possible; then the places
-/// are filled. `None` when the heavy experts alone need more ranks or trees than there are.
-fn pack(problem: &LayerProblem, order: &Order, level: f64) -> Option<Vec<Tree>> {
+/// Ranks of the trees of the experts above the level, heaviest first: each is the smallest tree that could carry its expert
+/// together with the smallest experts. `None` when they take more ranks or trees than there are.
+fn heavy_trees(problem: &LayerProblem, order: &Order, level: f64, ranks_of: &mut Vec<usize>) -> Option<()> {
     let trees_total = problem.experts() - problem.ranks();
-    let mut trees: Vec<Tree> = Vec::with_capacity(trees_total);
     let mut ranks_left = problem.ranks();
-    let mut first = 0;
-    while first < problem.experts() && order.load(first) > level {
+    ranks_of.clear();
+    for first in (0..problem.experts()).take_while(|&at| order.load(at) > level) {
         let ranks = ranks_for(order, first, level)?;
         // Every tree that is still to come needs a rank.
-        if trees.len() + 1 > trees_total || ranks + (trees_total - trees.len() - 1) > ranks_left {
+        if ranks_of.len() + 1 > trees_total || ranks + (trees_total - ranks_of.len() - 1) > ranks_left {
             return None;
         }
-        let mut tree = Tree::new(ranks);
-        tree.put(order.expert[first], order.load(first));
-        trees.push(tree);
+        ranks_of.push(ranks);
         ranks_left -= ranks;
-        first += 1;
     }
-    let others = trees_total - trees.len();
-    if others == 0 && ranks_left > 0 {
-        return None;
+    (ranks_of.len() < trees_total || ranks_left == 0).then_some(())
+}
+
+/// Packs all experts for one level: the heavy ones get trees of their own, the other trees share the remaining ranks as
+/// evenly as possible; then the places are filled.
+fn pack(problem: &LayerProblem, order: &Order, level: f64) -> Option<Vec<Tree>> {
+    let mut ranks_of = Vec::new();
+    heavy_trees(problem, order, level, &mut ranks_of)?;
+    let heavy = ranks_of.len();
+    let ranks_left = problem.ranks() - ranks_of.iter().sum::<usize>();
+    let mut trees: Vec<Tree> = Vec::with_capacity(problem.experts() - problem.ranks());
+    for (at, ranks) in ranks_of.into_iter().enumerate() {
+        let mut tree = Tree::new(ranks);
+        tree.put(order.expert[at], order.load(at));
+        trees.push(tree);
     }
+    let others = problem.experts() - problem.ranks() - heavy;
     for at in 0..others {
         trees.push(Tree::new(ranks_left / others + usize::from(at < ranks_left % others)));
     }
-    fill(&mut trees, level, order, first..problem.experts());
+    fill(&mut trees, level, order, heavy..problem.experts());
     Some(trees)
 }
 
@@ -204,35 +223,41 @@ fn fill(trees: &mut [Tree], level: f64, order: &Order, rest: std::ops::Range<usi
 /// Deals the experts of the worst tree and one other anew between the two, best partner and deal first, while
 /// that lowers the higher of the two.
 fn redeal(trees: &mut [Tree], target: f64) {
-    let mut levels: Vec<f64> = trees.iter().map(Tree::level).collect();
-    let mut order: Vec<usize> = (0..trees.len()).collect();
+    // From the lowest to the highest; kept in order as trees change.
+    let mut order: Vec<(f64, u16)> = trees.iter().zip(0..).map(|(tree, at)| (tree.level(), at)).collect();
+    order.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
     for _ in 0..REDEALS_PER_TREE_MAX * trees.len() {
-        let worst =
-            (0..trees.len()).max_by(|&a, &b| levels[a].total_cmp(&levels[b])).expect("there are trees");
-        if levels[worst] <= target {
+        let &(level, worst) = order.last().expect("there are trees");
+        if level <= target {
             return;
         }
-        order.sort_by(|&a, &b| levels[a].total_cmp(&levels[b]).then(a.cmp(&b)));
         let mut best: Option<(usize, u32)> = None;
-        let mut least = levels[worst] * (1.0 - REDEAL_GAIN_MIN);
-        for (tried, &other) in order.iter().enumerate().filter(|(_, other)| **other != worst) {
+        let mut least = level * (1.0 - REDEAL_GAIN_MIN);
+        for (tried, &(_, other)) in order[..order.len() - 1].iter().enumerate() {
             if tried >= PARTNERS_ENOUGH && best.is_some() {
                 break;
             }
             // Two trees cannot both get below the mean of what they carry.
-            let (a, b) = (&trees[worst], &trees[other]);
+            let (a, b) = (&trees[usize::from(worst)], &trees[usize::from(other)]);
             if a.sum + b.sum >= least * (a.ranks + b.ranks) as f64 {
                 continue;
             }
             if let Some((level, deal)) = best_deal(a, b, least) {
                 least = level;
-                best = Some((other, deal));
+                best = Some((tried, deal));
             }
         }
-        let Some((other, deal)) = best else { return };
-        let (a, b) = dealt(&trees[worst], &trees[other], deal);
-        (levels[worst], levels[other]) = (a.level(), b.level());
-        (trees[worst], trees[other]) = (a, b);
+        let Some((at, deal)) = best else { return };
+        let other = order[at].1;
+        order.pop();
+        order.remove(at);
+        let (a, b) = dealt(&trees[usize::from(worst)], &trees[usize::from(other)], deal);
+        for (name, tree) in [(worst, a), (other, b)] {
+            let level = tree.level();
+            trees[usize::from(name)] = tree;
+            let place = order.partition_point(|&(other, at)| (other, at) < (level, name));
+            order.insert(place, (level, name));
+        }
     }
 }
 
