@@ -3,6 +3,7 @@
 use super::level::Effort;
 use super::place_components::{falls_into_trees, place_components};
 use super::place_connected::place_connected;
+use super::place_even::place_even;
 use super::problem::{LayerProblem, Placement, Replicas};
 use super::regularise::used_split;
 use super::relabel::relabel;
@@ -12,6 +13,9 @@ use super::swap::swap_singles;
 
 /// The even split of a placement need only come near; what is left, the split levels.
 const EFFORT: Effort = Effort { enough: 3e-4, thorough: false };
+
+/// Height above the mean at which a placement counts as not level.
+const NOT_LEVEL: f64 = 1e-3;
 
 /// Places a layer for a weighted split.
 pub(super) fn fresh(problem: &LayerProblem) -> Placement {
@@ -23,8 +27,22 @@ pub(super) fn fresh(problem: &LayerProblem) -> Placement {
     if problem.change.parts > 0 {
         swap_singles(problem, &counts, &mut placement);
     }
+    // Two slots hold few connections, so that the split cannot level everything; a placement that is level under the even
+    // split may be better.
+    let two_slots = problem.deployment.is_uniform() && problem.slots(0) == 2;
+    if two_slots && level_of(problem, &placement) > problem.mean() * (1.0 + NOT_LEVEL) {
+        let even = place_even(problem);
+        if level_of(problem, &even) < level_of(problem, &placement) {
+            placement = even;
+        }
+    }
     placement.sort();
     placement
+}
+
+/// What the split of a placement reaches, up to a tolerance too small to choose by.
+fn level_of(problem: &LayerProblem, placement: &Placement) -> f64 {
+    used_split(problem, &Replicas::of(placement, problem.experts()), NOT_LEVEL / 10.0).level
 }
 
 /// Relative height above a placement from nothing up to which the repaired running one is preferred: it moves a tenth, and

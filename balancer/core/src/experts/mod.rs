@@ -6,6 +6,7 @@ mod fresh;
 mod level;
 mod place_components;
 mod place_connected;
+mod place_even;
 mod plan_layers;
 mod problem;
 mod regularise;

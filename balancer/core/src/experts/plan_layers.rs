@@ -3,6 +3,7 @@
 
 use super::deployment::{Deployment, ExpertLoads, InputError};
 use super::fresh::{bound, fresh, replan};
+use super::place_even::place_even;
 use super::problem::{LayerProblem, Placement, Replicas};
 use super::regularise::{UsedSplit, used_split};
 use super::repair::{Budget, missing};
@@ -81,7 +82,12 @@ pub fn plan_layers(
     let of_layer = |layer: usize| {
         let problem = LayerProblem::plain(&shared, loads.layer(layer).to_vec());
         let Some(current) = current.map(|current| current[layer].as_slice()) else {
-            return Ok(written(&problem, &fresh(&problem), None, options));
+            let mut placement = match options.split {
+                SplitKind::Weighted => fresh(&problem),
+                SplitKind::Even => place_even(&problem),
+            };
+            placement.sort();
+            return Ok(written(&problem, &placement, None, options));
         };
         let running = Placement::of_slots(deployment, current);
         let budget = Budget {
