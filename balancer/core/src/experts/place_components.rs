@@ -22,6 +22,9 @@ const PARTNERS_ENOUGH: usize = 6;
 /// Experts of two trees up to which all deals are compared: `C(8, 4) = 70`.
 const DEAL_EXPERTS_MAX: usize = 8;
 
+/// Experts of two trees up to which single exchanges are compared: a deal is a bit per expert.
+const EXCHANGE_EXPERTS_MAX: usize = 31;
+
 /// Whether the replica graph falls into trees, for which this packing is made: equal ranks with two slots, and at least
 /// two trees.
 pub(super) fn falls_into_trees(problem: &LayerProblem) -> bool {
@@ -286,13 +289,14 @@ fn best_deal(a: &Tree, b: &Tree, mut least: f64) -> Option<(f64, u32)> {
             }
             deal = next_of_same_size(deal);
         }
-    } else if all <= 31 {
+    } else if all <= EXCHANGE_EXPERTS_MAX {
         // Too many for all deals: exchange one for one.
+        let mut loads = [0.0; EXCHANGE_EXPERTS_MAX];
+        loads.iter_mut().zip(a.experts.iter().chain(&b.experts)).for_each(|(to, expert)| *to = expert.1);
         for out in 0..in_a {
             for back in in_a..all {
                 let deal = ((1u32 << in_a) - 1) & !(1 << out) | 1 << back;
-                let (left, right) = dealt(a, b, deal);
-                let level = left.level().max(right.level());
+                let level = deal_level(&loads[..all], deal, a.ranks, b.ranks);
                 if level < least {
                     least = level;
                     best = Some((level, deal));
