@@ -1,8 +1,9 @@
 //! A placement from the loads alone, by the phases that fit the shape.
 
+use super::groups::home_nodes;
 use super::level::Effort;
 use super::place_components::{falls_into_trees, place_components};
-use super::place_connected::place_connected;
+use super::place_connected::{place_at_home, place_connected};
 use super::place_even::place_even;
 use super::problem::{LayerProblem, Placement, Replicas};
 use super::regularise::used_split;
@@ -19,6 +20,11 @@ const NOT_LEVEL: f64 = 1e-3;
 
 /// Places a layer for a weighted split.
 pub(super) fn fresh(problem: &LayerProblem) -> Placement {
+    if let Some(homes) = home_nodes(problem) {
+        let mut placement = place_at_home(problem, &replica_counts(problem), EFFORT, &homes);
+        placement.sort();
+        return placement;
+    }
     if falls_into_trees(problem) {
         return place_components(problem);
     }

@@ -36,6 +36,8 @@ pub(super) struct Rows<'a> {
     pub(super) placement: &'a mut Placement,
     /// `[ranks]`: sum of the parts.
     pub(super) load: &'a mut [f64],
+    /// The node within which experts are swapped; `None`: anywhere.
+    pub(super) node: Option<u16>,
 }
 
 /// Positions in the rows of two ranks whose experts change places, and how far that leaves the pair from its
@@ -49,7 +51,7 @@ struct Swap {
 impl Rows<'_> {
     /// Swaps until the highest rank is good enough or nothing helps; returns its level.
     pub(super) fn level(&mut self, effort: Effort) -> f64 {
-        let mean = self.problem.mean();
+        let mean = self.mean();
         let enough = mean * (1.0 + effort.enough);
         let mut order: Vec<u64> = Vec::with_capacity(self.load.len());
         for _ in 0..ROUNDS_MAX {
@@ -70,9 +72,23 @@ impl Rows<'_> {
         self.problem.level_of(self.load)
     }
 
-    /// Ranks with slots from the lowest to the highest.
+    /// The level that swaps can bring all ranks to.
+    fn mean(&self) -> f64 {
+        let speed = self.problem.deployment.speed();
+        let ranks = || (0..self.load.len()).filter(|&rank| self.takes_part(rank));
+        let width: f64 = ranks().map(|rank| speed[rank]).sum();
+        if width > 0.0 { ranks().map(|rank| self.load[rank]).sum::<f64>() / width } else { 0.0 }
+    }
+
+    fn takes_part(&self, rank: usize) -> bool {
+        self.node.is_none_or(|node| self.problem.deployment.ranks()[rank].node == node)
+    }
+
+    /// Ranks with slots that take part, from the lowest to the highest.
     fn order(&self, order: &mut Vec<u64>) {
-        let live = (0u64..).zip(self.problem.deployment.speed()).filter(|(_, speed)| **speed > 0.0);
+        let live = (0u64..)
+            .zip(self.problem.deployment.speed())
+            .filter(|(rank, speed)| **speed > 0.0 && self.takes_part(*rank as usize));
         order.clear();
         // Non-negative floats order like their bits, and ranks fit into the lowest sixteen.
         order.extend(live.map(|(rank, &speed)| (self.load[rank as usize] / speed).to_bits() & !RANK | rank));
@@ -205,6 +221,7 @@ mod tests {
             fixed: &vec![0; rows.len()],
             placement: &mut placement,
             load: &mut load,
+            node: None,
         }
         .level(Effort { enough: 0.0, thorough: true });
         assert_eq!(level, expected, "{placement:?}");

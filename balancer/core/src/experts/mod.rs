@@ -3,6 +3,7 @@
 mod components;
 mod deployment;
 mod fresh;
+mod groups;
 mod level;
 mod place_components;
 mod place_connected;

@@ -11,30 +11,100 @@
 //! over 58 layers of 64 ranks with 5 slots and independent changes of 10 %, the re-solved next window stands at 1.005 of
 //! the mean; joining any two components, the least loaded ranks first, gave 1.011, and bunches of two or more on a rank
 //! leave too many leaves with one light link (1.058 against 1.050 under changes of 20 %).
+//!
+//! With groups every expert has a replica on the node of its group, and its redundant replicas go to the nodes that carry
+//! least: they are what levels the nodes.
 
+use super::groups::slots_of_nodes;
 use super::level::{Effort, Rows};
 use super::problem::{LayerProblem, Placement};
 use std::collections::VecDeque;
 
 /// Places `counts[e]` replicas of every expert. Any valid shape has a result. Rows are in no particular order.
 pub(super) fn place_connected(problem: &LayerProblem, counts: &[u16], effort: Effort) -> Placement {
+    place(problem, counts, effort, None)
+}
+
+/// The same with a replica of every expert on its own node: `homes[e]`. Nodes have the slots for their own experts.
+pub(super) fn place_at_home(
+    problem: &LayerProblem,
+    counts: &[u16],
+    effort: Effort,
+    homes: &[u16],
+) -> Placement {
+    place(problem, counts, effort, Some(homes))
+}
+
+fn place(problem: &LayerProblem, counts: &[u16], effort: Effort, homes: Option<&[u16]>) -> Placement {
     let mut state = State::new(problem, counts);
+    let mut nodes = homes.map(|homes| Nodes::new(problem, homes));
     for &expert in problem.heaviest_first.iter().filter(|&&expert| counts[usize::from(expert)] > 1) {
-        state.place_replicas(expert);
+        match &mut nodes {
+            None => state.place_replicas(expert),
+            Some(nodes) => state.place_replicas_at_home(expert, nodes),
+        }
     }
     for &expert in problem.heaviest_first.iter().filter(|&&expert| counts[usize::from(expert)] == 1) {
-        state.place_single(expert);
+        match homes {
+            None => state.place_single(expert),
+            Some(homes) => state.place_single_on(homes[usize::from(expert)], expert),
+        }
     }
-    let mut rows = Rows {
-        problem,
-        part: &state.part,
-        counts,
-        fixed: &state.replicas,
-        placement: &mut state.placement,
-        load: &mut state.load,
+    let within: Vec<Option<u16>> = match homes {
+        None => vec![None],
+        Some(_) => (0..).take(problem.deployment.nodes()).map(Some).collect(),
     };
-    rows.level(effort);
+    for node in within {
+        let mut rows = Rows {
+            problem,
+            part: &state.part,
+            counts,
+            fixed: &state.replicas,
+            placement: &mut state.placement,
+            load: &mut state.load,
+            node,
+        };
+        rows.level(effort);
+    }
     state.placement
+}
+
+/// What redundant replicas may still do to the nodes.
+struct Nodes<'a> {
+    /// `[experts]`.
+    homes: &'a [u16],
+    /// `[nodes]`: slots beyond those for the node's own experts.
+    redundant: Vec<usize>,
+    /// `[nodes]`: load by speed under the even split, with all experts at home but for the replicas placed so far.
+    load: Vec<f64>,
+    speed: Vec<f64>,
+}
+
+impl<'a> Nodes<'a> {
+    fn new(problem: &LayerProblem, homes: &'a [u16]) -> Self {
+        let mut redundant = slots_of_nodes(&problem.deployment);
+        let mut load = vec![0.0; redundant.len()];
+        let mut speed = vec![0.0; redundant.len()];
+        for (&home, &expert_load) in homes.iter().zip(&problem.loads) {
+            redundant[usize::from(home)] -= 1;
+            load[usize::from(home)] += expert_load;
+        }
+        for (rank, rank_speed) in problem.deployment.ranks().iter().zip(problem.deployment.speed()) {
+            speed[usize::from(rank.node)] += rank_speed;
+        }
+        Self { homes, redundant, load, speed }
+    }
+
+    /// A redundant replica that carries `part` goes from the expert's home to another rank.
+    fn place(&mut self, home: u16, node: u16, part: f64) {
+        self.redundant[usize::from(node)] -= 1;
+        self.load[usize::from(home)] -= part;
+        self.load[usize::from(node)] += part;
+    }
+
+    fn level(&self, node: u16) -> f64 {
+        self.load[usize::from(node)] / self.speed[usize::from(node)].max(f64::MIN_POSITIVE)
+    }
 }
 
 struct State<'a> {
@@ -109,6 +179,59 @@ impl<'a> State<'a> {
             let rank = self.least_connected(expert).unwrap_or_else(|| self.make_room(expert));
             self.put_replica(rank, expert);
         }
+    }
+
+    /// All replicas of an expert, the first on its own node and the others on the lowest nodes with redundant slots.
+    fn place_replicas_at_home(&mut self, expert: u16, nodes: &mut Nodes<'_>) {
+        let home = nodes.homes[usize::from(expert)];
+        let part = self.part[usize::from(expert)];
+        self.place_first_at_home(expert, home);
+        for _ in 1..self.counts[usize::from(expert)] {
+            let free = |rank: &usize| {
+                let node = usize::from(self.problem.deployment.ranks()[*rank].node);
+                nodes.redundant[node] > 0
+                    && self.placement.room(*rank) > 0
+                    && !self.placement.holds(*rank, expert)
+            };
+            // Ranks that nothing connects yet first; of those the lowest node.
+            let key = |rank: usize| {
+                let node = self.problem.deployment.ranks()[rank].node;
+                (self.replicas[rank], nodes.level(node))
+            };
+            let best = (0..self.problem.ranks()).filter(free).min_by(|&a, &b| {
+                let (a, b) = (key(a), key(b));
+                a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
+            });
+            // Every rank that could take it holds it: the slot stays free for a single expert.
+            let Some(rank) = best else { return };
+            nodes.place(home, self.problem.deployment.ranks()[rank].node, part);
+            self.put_replica(rank, expert);
+            self.trees[0].waiting.push_back(rank as u16);
+        }
+    }
+
+    /// On the rank of the node that has waited longest for a second link, or on one with few.
+    fn place_first_at_home(&mut self, expert: u16, home: u16) {
+        let at_home = |rank: usize| self.problem.deployment.ranks()[rank].node == home;
+        let waits = |rank: &u16| at_home((*rank).into()) && self.placement.room((*rank).into()) > 0;
+        let rank = match self.trees[0].waiting.iter().position(waits) {
+            Some(at) => usize::from(self.trees[0].waiting.remove(at).expect("it was found there")),
+            None => (0..self.problem.ranks())
+                .filter(|&rank| at_home(rank) && self.placement.room(rank) > 0)
+                .min_by_key(|&rank| self.replicas[rank])
+                .expect("a node has slots for its own experts"),
+        };
+        self.put_replica(rank, expert);
+    }
+
+    /// The lowest rank of a node.
+    fn place_single_on(&mut self, node: u16, expert: u16) {
+        let at_home = |rank: &usize| self.problem.deployment.ranks()[*rank].node == node;
+        let rank = (0..self.problem.ranks())
+            .filter(|rank| at_home(rank) && self.placement.room(*rank) > 0)
+            .min_by(|&a, &b| self.level[a].total_cmp(&self.level[b]))
+            .expect("a node has slots for its own experts");
+        self.put(rank, expert);
     }
 
     /// The rank with the fewest replicas, of those the lowest.

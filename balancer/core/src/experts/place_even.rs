@@ -6,8 +6,9 @@
 //! on inwards, so that many counts can be tried; with more slots, placements are levelled by swaps, in which replicas
 //! take part as well.
 
+use super::groups::home_nodes;
 use super::level::{Effort, Rows};
-use super::place_connected::place_connected;
+use super::place_connected::{place_at_home, place_connected};
 use super::problem::{LayerProblem, Placement};
 use super::replicas::replica_counts;
 
@@ -26,6 +27,10 @@ const NORM: i32 = 32;
 /// Places a layer for the even split.
 pub(super) fn place_even(problem: &LayerProblem) -> Placement {
     let counts = replica_counts(problem);
+    if let Some(homes) = home_nodes(problem) {
+        let effort = Effort { enough: GOOD_ENOUGH, thorough: true };
+        return place_at_home(problem, &counts, effort, &homes);
+    }
     let two_slots = problem.deployment.is_uniform() && problem.slots(0) == 2;
     let replicas: usize = counts.iter().map(|&count| usize::from(count)).sum();
     if two_slots && replicas == problem.deployment.slots() && problem.total() > 0.0 {
@@ -103,8 +108,15 @@ fn levelled(problem: &LayerProblem, counts: &[u16]) -> (Placement, f64) {
     let mut load: Vec<f64> =
         placement.rows().map(|row| row.iter().map(|&expert| part[usize::from(expert)]).sum()).collect();
     let fixed = vec![0; problem.ranks()];
-    let mut rows =
-        Rows { problem, part: &part, counts, fixed: &fixed, placement: &mut placement, load: &mut load };
+    let mut rows = Rows {
+        problem,
+        part: &part,
+        counts,
+        fixed: &fixed,
+        placement: &mut placement,
+        load: &mut load,
+        node: None,
+    };
     let level = rows.level(Effort { enough: GOOD_ENOUGH, thorough: true });
     (placement, level)
 }

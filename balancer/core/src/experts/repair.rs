@@ -9,6 +9,7 @@
 //!
 //! Again until the level is good enough, nothing helps, or the budget is spent. Every step lowers the sum strictly, so it ends.
 
+use super::groups::present_homes;
 use super::problem::{LayerProblem, Placement, Replicas};
 use super::regularise::least_squares;
 
@@ -249,12 +250,16 @@ fn promising(problem: &LayerProblem, placement: &Placement, state: &State) -> Ve
         order.iter().filter(near).map(|&rank| (state.level[rank] - mean).abs() * speed[rank]).sum()
     };
     let excess = beyond(state.highest);
+    let homes = present_homes(problem, |rank| placement.of(rank).to_vec());
+    let node = |rank: usize| problem.deployment.ranks()[rank].node;
+    // With groups a single expert stays on its node.
+    let may_swap = |a: usize, b: usize| homes.is_none() || node(a) == node(b);
     let single = |expert: u16| state.replicas.count(expert.into()) == 1;
     let load = |expert: u16| problem.loads[usize::from(expert)];
     let mut steps: Vec<(f64, Step)> = Vec::new();
     for &low in &lows {
         let wanted = excess.min(beyond(state.level[low]));
-        for &high in &highs {
+        for &high in highs.iter().filter(|&&high| may_swap(high, low)) {
             for &out in placement.of(high).iter().filter(|&&expert| single(expert)) {
                 for &back in placement.of(low).iter().filter(|&&expert| single(expert)) {
                     let by = load(out) - load(back);
@@ -269,7 +274,14 @@ fn promising(problem: &LayerProblem, placement: &Placement, state: &State) -> Ve
     sort_and_cut(&mut steps, STEPS_TRIED);
     let mut copies: Vec<(f64, Step)> = Vec::new();
     for &low in &lows {
-        let over = placement.of(low).iter().copied().filter(|&expert| !single(expert));
+        let stays_at_home = |expert: u16| {
+            homes.as_ref().is_none_or(|homes| {
+                let mut ranks = state.replicas.rank[state.replicas.range(expert.into())].iter();
+                ranks.any(|&rank| usize::from(rank) != low && node(rank.into()) == homes[usize::from(expert)])
+            })
+        };
+        let over =
+            placement.of(low).iter().copied().filter(|&expert| !single(expert) && stays_at_home(expert));
         // The replica that is missed least there.
         let Some(over) = over.min_by(|&a, &b| load(a).total_cmp(&load(b)).then(a.cmp(&b))) else { continue };
         for &high in &highs {
