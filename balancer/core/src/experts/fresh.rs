@@ -8,7 +8,7 @@ use super::place_even::place_even;
 use super::problem::{LayerProblem, Placement, Replicas};
 use super::regularise::used_split;
 use super::relabel::relabel;
-use super::repair::{Budget, missing, repair};
+use super::repair::{Budget, fill, missing, repair};
 use super::replicas::replica_counts;
 use super::swap::swap_singles;
 
@@ -20,10 +20,19 @@ const NOT_LEVEL: f64 = 1e-3;
 
 /// Places a layer for a weighted split.
 pub(super) fn fresh(problem: &LayerProblem) -> Placement {
+    let mut placement = placed(problem);
+    if !is_complete(problem, &placement) {
+        // Ranks of very different size may leave slots free that the counts were meant to fill.
+        let (running, mut budget) = (placement.clone(), Budget::NONE);
+        fill(problem, &running, &mut placement, &mut budget);
+    }
+    placement.sort();
+    placement
+}
+
+fn placed(problem: &LayerProblem) -> Placement {
     if let Some(homes) = home_nodes(problem) {
-        let mut placement = place_at_home(problem, &replica_counts(problem), EFFORT, &homes);
-        placement.sort();
-        return placement;
+        return place_at_home(problem, &replica_counts(problem), EFFORT, &homes);
     }
     if falls_into_trees(problem) {
         return place_components(problem);
@@ -42,7 +51,6 @@ pub(super) fn fresh(problem: &LayerProblem) -> Placement {
             placement = even;
         }
     }
-    placement.sort();
     placement
 }
 
@@ -58,23 +66,43 @@ const NEAR_ENOUGH: f64 = 0.001;
 /// nearly everything moves anyhow.
 const BEYOND_REPAIR: f64 = 0.1;
 
-/// A good placement that the running one reaches with few moves. With a budget it is only repaired; without one a placement
-/// from nothing, handed to the ranks so that most experts stay, is taken where repairs do not come near it.
+/// A good placement that the running one reaches with few moves. One that is as good as a placement from nothing, and complete,
+/// stays as it is. With a budget the running one is only repaired; without one a placement from nothing, handed to the ranks
+/// so that most experts stay, is taken where repairs do not come near it.
 pub(super) fn replan(problem: &LayerProblem, running: &Placement, budget: Budget, enough: f64) -> Placement {
     let level = |placement: &Placement| {
         let replicas = Replicas::of(placement, problem.experts());
         used_split(problem, &replicas, enough).level
     };
-    let is_whole = !running.rows().any(<[u16]>::is_empty) && missing(problem, running).is_empty();
-    let mut near = running.clone();
-    if budget != Budget::NONE || !is_whole || level(running) <= problem.mean() * (1.0 + BEYOND_REPAIR) {
-        near = repair(problem, running, budget, enough);
-        if budget != Budget::NONE || !is_whole || level(&near) <= problem.mean() * (1.0 + NEAR_ENOUGH) {
+    if !is_complete(problem, running) {
+        return repair(problem, running, budget, enough);
+    }
+    let near_enough = problem.mean() * (1.0 + NEAR_ENOUGH);
+    let now = level(running);
+    if now <= near_enough {
+        return running.clone();
+    }
+    let fresh = fresh(problem);
+    let best = level(&fresh);
+    if now <= best * (1.0 + NEAR_ENOUGH) {
+        return running.clone();
+    }
+    if budget != Budget::NONE {
+        return repair(problem, running, budget, enough);
+    }
+    if now <= problem.mean() * (1.0 + BEYOND_REPAIR) {
+        let near = repair(problem, running, budget, enough);
+        if level(&near) <= near_enough.max(best * (1.0 + NEAR_ENOUGH)) {
             return near;
         }
     }
-    let fresh = relabel(&fresh(problem), running, problem.experts());
-    if level(&fresh) * (1.0 + NEAR_ENOUGH) < level(&near) { fresh } else { near }
+    relabel(problem, &fresh, running)
+}
+
+/// Every expert is somewhere, and no rank has a slot for one more.
+fn is_complete(problem: &LayerProblem, running: &Placement) -> bool {
+    let is_full = |rank| running.room(rank) == 0 || running.of(rank).len() == problem.experts();
+    (0..problem.ranks()).all(is_full) && missing(problem, running).is_empty()
 }
 
 /// No placement at all in these slots, with any split, is better than this level: the mean, and the largest replica

@@ -9,6 +9,8 @@ mod place_components;
 mod place_connected;
 mod place_even;
 mod plan_layers;
+#[cfg(test)]
+mod plan_tests;
 mod problem;
 mod regularise;
 mod relabel;

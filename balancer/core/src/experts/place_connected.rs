@@ -176,7 +176,8 @@ impl<'a> State<'a> {
             }
         }
         for _ in 0..left {
-            let rank = self.least_connected(expert).unwrap_or_else(|| self.make_room(expert));
+            // Ranks of very different size may not have room for all that the counts want; the first replica always has.
+            let Some(rank) = self.least_connected(expert).or_else(|| self.make_room(expert)) else { return };
             self.put_replica(rank, expert);
         }
     }
@@ -243,24 +244,21 @@ impl<'a> State<'a> {
             })
     }
 
-    /// Every rank with a free slot holds the expert already: moves another expert there from a full rank. A
-    /// full rank without the expert has at least two experts that the other, with a free slot, has not.
-    fn make_room(&mut self, expert: u16) -> usize {
+    /// Every rank with a free slot holds the expert already: moves another expert there from a full rank. With equal ranks
+    /// that is always possible, as a full rank without the expert has at least two that the other has not.
+    fn make_room(&mut self, expert: u16) -> Option<usize> {
         let ranks = 0..self.problem.ranks();
-        let to = ranks.clone().find(|&rank| self.placement.room(rank) > 0).expect("slots hold all replicas");
-        let (from, mover) = ranks
-            .filter(|&rank| !self.placement.holds(rank, expert))
-            .find_map(|rank| {
-                let held = self.placement.of(rank).iter();
-                held.copied().find(|&other| !self.placement.holds(to, other)).map(|other| (rank, other))
-            })
-            .expect("some rank without the expert can give one to a rank with a free slot");
+        let to = ranks.clone().find(|&rank| self.placement.room(rank) > 0)?;
+        let (from, mover) = ranks.filter(|&rank| !self.placement.holds(rank, expert)).find_map(|rank| {
+            let held = self.placement.of(rank).iter();
+            held.copied().find(|&other| !self.placement.holds(to, other)).map(|other| (rank, other))
+        })?;
         self.placement.remove(from, mover);
         self.replicas[from] -= 1;
         self.load[from] -= self.part[usize::from(mover)];
         self.update(from);
         self.put_replica(to, mover);
-        from
+        Some(from)
     }
 
     fn put_replica(&mut self, rank: usize, expert: u16) {

@@ -214,9 +214,10 @@ fn written(
         fill(&mut layer.physical_to_logical[slots.clone()], placement.of(rank), old);
         for slot in slots {
             let Some(expert) = layer.physical_to_logical[slot].map(ExpertId::index) else { continue };
-            let load = problem.loads[expert];
-            layer.share[slot] = match load > 0.0 {
-                true => split.load[next[expert]] / load,
+            // Not the load itself: beside loads a million times larger, sweeps round by more than a share may be off.
+            let sum: f64 = split.load[replicas.range(expert)].iter().sum();
+            layer.share[slot] = match sum > 0.0 {
+                true => split.load[next[expert]].max(0.0) / sum,
                 false => 1.0 / replicas.count(expert) as f64,
             };
             next[expert] += 1;

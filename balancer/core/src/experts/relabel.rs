@@ -1,13 +1,13 @@
-//! Ranks are alike, so a fresh placement may be handed to them in any order: the one that moves least.
+//! Ranks that are alike may be handed a fresh placement in any order: the one that moves least.
 
-use super::problem::{Placement, Replicas};
+use super::problem::{LayerProblem, Placement, Replicas};
 
-/// Gives every rank of `running` one rank of `fresh`, so that many experts stay where they are: the pair with
-/// the largest overlap first. (Greedy reaches at least half of the best total overlap; an exact assignment
+/// Gives every rank of `running` the row of a rank of `fresh` that is like it, so that many experts stay where they are: the
+/// pair with the largest overlap first. (Greedy reaches at least half of the best total overlap; an exact assignment
 /// costs more time than the few moves it saves.)
-pub(super) fn relabel(fresh: &Placement, running: &Placement, experts: usize) -> Placement {
+pub(super) fn relabel(problem: &LayerProblem, fresh: &Placement, running: &Placement) -> Placement {
     let ranks = running.ranks();
-    let holders = Replicas::of(running, experts);
+    let holders = Replicas::of(running, problem.experts());
     let mut pairs: Vec<(u16, u16, u16)> = Vec::new();
     let mut overlap = vec![0u16; ranks];
     for (from, held) in (0u16..).zip(fresh.rows()) {
@@ -17,7 +17,8 @@ pub(super) fn relabel(fresh: &Placement, running: &Placement, experts: usize) ->
                 .iter()
                 .for_each(|&rank| overlap[usize::from(rank)] += 1);
         }
-        pairs.extend((0u16..).zip(&overlap).filter(|(_, n)| **n > 0).map(|(rank, &n)| (n, from, rank)));
+        let like = |(rank, n): &(u16, &u16)| **n > 0 && alike(problem, (*rank).into(), from.into());
+        pairs.extend((0u16..).zip(&overlap).filter(like).map(|(rank, &n)| (n, from, rank)));
     }
     // The most overlap first; of equals the lowest rank, which keeps the order of both.
     pairs.sort_unstable_by_key(|&(n, from, rank)| (std::cmp::Reverse(n), from, rank));
@@ -29,13 +30,27 @@ pub(super) fn relabel(fresh: &Placement, running: &Placement, experts: usize) ->
             used[usize::from(from)] = true;
         }
     }
-    let mut left = (0..ranks).filter(|&from| !used[from]);
     let mut relabelled = running.clone();
     for (rank, from) in given.into_iter().enumerate() {
-        let from = from.map_or_else(|| left.next().expect("as many ranks as ranks"), usize::from);
+        let from = from.map_or_else(
+            || {
+                (0..ranks)
+                    .find(|&from| !used[from] && alike(problem, rank, from))
+                    .expect("as many ranks as ranks")
+            },
+            usize::from,
+        );
+        used[from] = true;
         relabelled.set(rank, fresh.of(from));
     }
     relabelled
+}
+
+/// Whether two ranks may change places: the same slots and speed and, where groups have nodes, the same node.
+fn alike(problem: &LayerProblem, a: usize, b: usize) -> bool {
+    let ranks = problem.deployment.ranks();
+    let (a, b) = (ranks[a], ranks[b]);
+    a.slots == b.slots && a.speed == b.speed && (problem.deployment.groups() == 1 || a.node == b.node)
 }
 
 #[cfg(test)]
@@ -45,7 +60,8 @@ mod tests {
     #[track_caller]
     fn check(fresh: &[&[u16]], running: &[&[u16]], expected: &[&[u16]]) {
         let placement = |rows: &[&[u16]]| Placement::of_rows(3, rows);
-        assert_eq!(relabel(&placement(fresh), &placement(running), 6), placement(expected));
+        let problem = LayerProblem::uniform(running.len(), 3, vec![1.0; 6]);
+        assert_eq!(relabel(&problem, &placement(fresh), &placement(running)), placement(expected));
     }
 
     #[test]

@@ -70,10 +70,10 @@ pub(super) fn repair(
         budget.moves = budget.moves.saturating_sub(1);
         budget.node_moves = budget.node_moves.saturating_sub(1);
     }
-    fill(problem, &mut placement, &mut budget);
+    fill(problem, running, &mut placement, &mut budget);
     if !joined {
         // A rank that joins is filled, and the others stay as they are: they need not wait for one another.
-        improve(problem, &mut placement, budget, enough);
+        improve(problem, running, &mut placement, budget, enough);
     }
     placement.sort();
     placement
@@ -103,7 +103,12 @@ fn bring_back(problem: &LayerProblem, placement: &mut Placement, expert: u16) {
 }
 
 /// Fills free slots, those of the lowest rank first, with the experts whose replicas carry most.
-fn fill(problem: &LayerProblem, placement: &mut Placement, budget: &mut Budget) {
+pub(super) fn fill(
+    problem: &LayerProblem,
+    running: &Placement,
+    placement: &mut Placement,
+    budget: &mut Budget,
+) {
     let mut counts = vec![0u16; problem.experts()];
     placement.rows().flatten().for_each(|&held| counts[usize::from(held)] += 1);
     let most = problem.deployment.live();
@@ -119,24 +124,24 @@ fn fill(problem: &LayerProblem, placement: &mut Placement, budget: &mut Budget) 
         let wanted = problem.heaviest_first.iter().copied().filter(|&expert| {
             !placement.holds(rank, expert)
                 && usize::from(counts[usize::from(expert)]) < most
-                && budget.allows(cost_of(problem, placement, rank, expert))
+                && budget.allows(cost_of(problem, running, rank, expert))
         });
         // Of equals the last would win: the order is turned round.
         let Some(expert) = wanted.rev().max_by(|&a, &b| part(a).total_cmp(&part(b))) else {
             done[rank] = true;
             continue;
         };
-        budget.spend(cost_of(problem, placement, rank, expert));
+        budget.spend(cost_of(problem, running, rank, expert));
         placement.push(rank, expert);
         counts[usize::from(expert)] += 1;
     }
 }
 
-/// What it costs to bring an expert to a rank that does not hold it.
-fn cost_of(problem: &LayerProblem, placement: &Placement, rank: usize, expert: u16) -> Budget {
+/// What it costs to bring an expert to a rank: it is fetched from where it runs, wherever else it will be.
+fn cost_of(problem: &LayerProblem, running: &Placement, rank: usize, expert: u16) -> Budget {
     let ranks = problem.deployment.ranks();
     let near =
-        (0..ranks.len()).any(|other| ranks[other].node == ranks[rank].node && placement.holds(other, expert));
+        (0..ranks.len()).any(|other| ranks[other].node == ranks[rank].node && running.holds(other, expert));
     Budget { moves: 1, node_moves: usize::from(!near) }
 }
 
@@ -158,13 +163,13 @@ impl Step {
         }
     }
 
-    fn cost(self, problem: &LayerProblem, placement: &Placement) -> Budget {
+    fn cost(self, problem: &LayerProblem, running: &Placement) -> Budget {
         match self {
             Step::Swap { high, out, low, back } => {
-                let (a, b) = (cost_of(problem, placement, low, out), cost_of(problem, placement, high, back));
+                let (a, b) = (cost_of(problem, running, low, out), cost_of(problem, running, high, back));
                 Budget { moves: 2, node_moves: a.node_moves + b.node_moves }
             }
-            Step::Copy { low, expert, .. } => cost_of(problem, placement, low, expert),
+            Step::Copy { low, expert, .. } => cost_of(problem, running, low, expert),
         }
     }
 }
@@ -195,15 +200,21 @@ impl State {
     }
 }
 
-fn improve(problem: &LayerProblem, placement: &mut Placement, mut budget: Budget, enough: f64) {
+fn improve(
+    problem: &LayerProblem,
+    running: &Placement,
+    placement: &mut Placement,
+    mut budget: Budget,
+    enough: f64,
+) {
     let mean = problem.mean();
     let mut state = State::of(problem, placement);
     for _ in 0..STEPS_MAX {
         if state.highest <= mean * (1.0 + enough) {
             return;
         }
-        let Some((step, next)) = best_step(problem, placement, &state, budget) else { return };
-        budget.spend(step.cost(problem, placement));
+        let Some((step, next)) = best_step(problem, running, placement, &state, budget) else { return };
+        budget.spend(step.cost(problem, running));
         step.apply(placement);
         state = next;
     }
@@ -212,13 +223,14 @@ fn improve(problem: &LayerProblem, placement: &mut Placement, mut budget: Budget
 /// The step with the largest drop of the sum of squares per move.
 fn best_step(
     problem: &LayerProblem,
+    running: &Placement,
     placement: &Placement,
     state: &State,
     budget: Budget,
 ) -> Option<(Step, State)> {
     let mut best: Option<(f64, Step, State)> = None;
     for step in promising(problem, placement, state) {
-        let cost = step.cost(problem, placement);
+        let cost = step.cost(problem, running);
         if !budget.allows(cost) {
             continue;
         }
