@@ -343,16 +343,15 @@ fn lay_out(problem: &LayerProblem, trees: &[Tree]) -> Placement {
     let mut placement = Placement::empty(&problem.deployment);
     let mut next = 0;
     for tree in trees {
-        let mut experts = tree.experts.clone();
-        experts.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        assert_eq!(experts.len(), tree.ranks + 1, "every place of a tree is filled");
-        for at in 0..tree.ranks {
-            placement.push(next + at, experts[0].0);
-            placement.push(next + at, experts[at + 1].0);
+        assert_eq!(tree.experts.len(), tree.ranks + 1, "every place of a tree is filled");
+        let heavier = |a: &&(u16, f64), b: &&(u16, f64)| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0));
+        let &(split, _) = tree.experts.iter().max_by(heavier).expect("a tree has experts");
+        for (rank, &(beside, _)) in (next..).zip(tree.experts.iter().filter(|(expert, _)| *expert != split)) {
+            placement.push(rank, split);
+            placement.push(rank, beside);
         }
         next += tree.ranks;
     }
-    placement.sort();
     placement
 }
 
