@@ -5,7 +5,7 @@ use super::level::Effort;
 use super::place_components::{falls_into_trees, place_components};
 use super::place_connected::{place_at_home, place_connected};
 use super::place_even::place_even;
-use super::problem::{LayerProblem, Placement, Replicas};
+use super::problem::{LayerProblem, Placement, Replicas, SplitKind};
 use super::regularise::used_split;
 use super::relabel::relabel;
 use super::repair::{Budget, fill, missing, repair};
@@ -18,7 +18,7 @@ const EFFORT: Effort = Effort { enough: 3e-4, thorough: false };
 /// Height above the mean at which a placement counts as not level.
 const NOT_LEVEL: f64 = 1e-3;
 
-/// Places a layer for a weighted split.
+/// Places a layer for the split of its engine.
 pub(super) fn fresh(problem: &LayerProblem) -> Placement {
     let mut placement = placed(problem);
     if !is_complete(problem, &placement) {
@@ -31,6 +31,9 @@ pub(super) fn fresh(problem: &LayerProblem) -> Placement {
 }
 
 fn placed(problem: &LayerProblem) -> Placement {
+    if problem.split == SplitKind::Even {
+        return place_even(problem);
+    }
     if let Some(homes) = home_nodes(problem) {
         return place_at_home(problem, &replica_counts(problem), EFFORT, &homes);
     }
@@ -45,18 +48,19 @@ fn placed(problem: &LayerProblem) -> Placement {
     // Two slots hold few connections, so that the split cannot level everything; a placement that is level under the even
     // split may be better.
     let two_slots = problem.deployment.is_uniform() && problem.slots(0) == 2;
-    if two_slots && level_of(problem, &placement) > problem.mean() * (1.0 + NOT_LEVEL) {
+    let level = |placement: &Placement| level_of(problem, placement, NOT_LEVEL / 10.0);
+    if two_slots && level(&placement) > problem.mean() * (1.0 + NOT_LEVEL) {
         let even = place_even(problem);
-        if level_of(problem, &even) < level_of(problem, &placement) {
+        if level(&even) < level(&placement) {
             placement = even;
         }
     }
     placement
 }
 
-/// What the split of a placement reaches, up to a tolerance too small to choose by.
-fn level_of(problem: &LayerProblem, placement: &Placement) -> f64 {
-    used_split(problem, &Replicas::of(placement, problem.experts()), NOT_LEVEL / 10.0).level
+/// What the split of a placement reaches, up to a tolerance.
+fn level_of(problem: &LayerProblem, placement: &Placement, tolerance: f64) -> f64 {
+    used_split(problem, &Replicas::of(placement, problem.experts()), tolerance).level
 }
 
 /// Relative height above a placement from nothing up to which the repaired running one is preferred: it moves a tenth, and
@@ -70,10 +74,7 @@ const BEYOND_REPAIR: f64 = 0.1;
 /// stays as it is. With a budget the running one is only repaired; without one a placement from nothing, handed to the ranks
 /// so that most experts stay, is taken where repairs do not come near it.
 pub(super) fn replan(problem: &LayerProblem, running: &Placement, budget: Budget, enough: f64) -> Placement {
-    let level = |placement: &Placement| {
-        let replicas = Replicas::of(placement, problem.experts());
-        used_split(problem, &replicas, enough).level
-    };
+    let level = |placement: &Placement| level_of(problem, placement, enough);
     if !is_complete(problem, running) {
         return repair(problem, running, budget, enough);
     }

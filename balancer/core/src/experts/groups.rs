@@ -2,7 +2,7 @@
 //! node of its own on which all its experts are.
 
 use super::deployment::Deployment;
-use super::problem::LayerProblem;
+use super::problem::{LayerProblem, Placement};
 
 /// Groups up to which all assignments are compared; beyond, groups are dealt by load and then swapped.
 const ENUMERATED_MAX: usize = 10;
@@ -25,7 +25,7 @@ pub(super) fn home_nodes(problem: &LayerProblem) -> Option<Vec<u16>> {
 }
 
 /// The nodes of the groups in a placement that runs: each group belongs where most of its experts are.
-pub(super) fn present_homes(problem: &LayerProblem, held: impl Fn(usize) -> Vec<u16>) -> Option<Vec<u16>> {
+pub(super) fn present_homes(problem: &LayerProblem, running: &Placement) -> Option<Vec<u16>> {
     let (groups, nodes) = (problem.deployment.groups(), problem.deployment.nodes());
     if groups < 2 || nodes < 2 || !groups.is_multiple_of(nodes) {
         return None;
@@ -34,7 +34,10 @@ pub(super) fn present_homes(problem: &LayerProblem, held: impl Fn(usize) -> Vec<
     let mut seen = vec![false; nodes * problem.experts()];
     for (rank, spec) in problem.deployment.ranks().iter().enumerate() {
         let node = usize::from(spec.node);
-        held(rank).into_iter().for_each(|expert| seen[node * problem.experts() + usize::from(expert)] = true);
+        running
+            .of(rank)
+            .iter()
+            .for_each(|&expert| seen[node * problem.experts() + usize::from(expert)] = true);
     }
     let on_node = |group: usize, node: usize| {
         let first = node * problem.experts() + group * size;

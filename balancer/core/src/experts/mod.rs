@@ -24,5 +24,6 @@ mod split;
 mod swap;
 
 pub use deployment::{Deployment, ExpertLoads, InputError, RankSpec};
-pub use plan_layers::{CurrentSlots, PlanOptions, PlannedLayer, SplitKind, plan_layers, resplit_layers};
+pub use plan_layers::{CurrentSlots, PlanOptions, PlannedLayer, plan_layers, resplit_layers};
+pub use problem::SplitKind;
 pub use solve::{Solved, Target, place, solve};

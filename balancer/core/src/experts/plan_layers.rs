@@ -3,22 +3,11 @@
 
 use super::deployment::{Deployment, ExpertLoads, InputError};
 use super::fresh::{bound, fresh, replan};
-use super::place_even::place_even;
-use super::problem::{LayerProblem, Placement, Replicas};
-use super::regularise::{UsedSplit, used_split};
+use super::problem::{LayerProblem, Placement, Replicas, SplitKind};
+use super::regularise::used_split;
 use super::repair::{Budget, missing};
 use crate::ids::ExpertId;
 use std::sync::Arc;
-
-/// How an expert's load is divided over its replicas.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum SplitKind {
-    /// By the plan's shares.
-    #[default]
-    Weighted,
-    /// In equal parts: all that unmodified engines can do.
-    Even,
-}
 
 /// What to plan for.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,14 +69,9 @@ pub fn plan_layers(
     check(deployment, loads, current)?;
     let shared = Arc::new(deployment.clone());
     let of_layer = |layer: usize| {
-        let problem = LayerProblem::plain(&shared, loads.layer(layer).to_vec());
+        let problem = LayerProblem::split_by(options.split, &shared, loads.layer(layer).to_vec());
         let Some(current) = current.map(|current| current[layer].as_slice()) else {
-            let mut placement = match options.split {
-                SplitKind::Weighted => fresh(&problem),
-                SplitKind::Even => place_even(&problem),
-            };
-            placement.sort();
-            return Ok(written(&problem, &placement, None, options));
+            return Ok(written(&problem, &fresh(&problem), None, options));
         };
         let running = Placement::of_slots(deployment, current);
         let budget = Budget {
@@ -116,7 +100,7 @@ pub fn resplit_layers(
     check_complete(loads, current)?;
     let shared = Arc::new(deployment.clone());
     Ok(each_layer(loads.layers(), options.threads, |layer| {
-        let problem = LayerProblem::plain(&shared, loads.layer(layer).to_vec());
+        let problem = LayerProblem::split_by(options.split, &shared, loads.layer(layer).to_vec());
         let placement = Placement::of_slots(deployment, &current[layer]);
         written(&problem, &placement, Some(&current[layer]), options)
     }))
@@ -193,10 +177,7 @@ fn written(
     options: &PlanOptions,
 ) -> PlannedLayer {
     let replicas = Replicas::of(placement, problem.experts());
-    let split = match options.split {
-        SplitKind::Weighted => used_split(problem, &replicas, options.split_tolerance),
-        SplitKind::Even => even_split(problem, &replicas),
-    };
+    let split = used_split(problem, &replicas, options.split_tolerance);
     let mut layer = PlannedLayer {
         physical_to_logical: vec![None; problem.deployment.slots()],
         share: vec![0.0; problem.deployment.slots()],
@@ -227,17 +208,6 @@ fn written(
         (layer.moves, layer.node_moves) = moves(&problem.deployment, current, placement);
     }
     layer
-}
-
-/// The split of engines that know no other.
-fn even_split(problem: &LayerProblem, replicas: &Replicas) -> UsedSplit {
-    let load = replicas.even_split(&problem.loads);
-    let rank_loads = replicas.rank_loads(problem.ranks(), &load);
-    let level = problem.level_of(&rank_loads);
-    let speed = problem.deployment.speed();
-    let highest =
-        (0u16..).zip(rank_loads.iter().zip(speed)).find(|(_, (load, speed))| **load >= level * *speed);
-    UsedSplit { load, level, floor: level, critical: highest.map(|(rank, _)| rank).into_iter().collect() }
 }
 
 /// Writes the experts of one rank into its slots: those that were there stay in their slots, the others take the

@@ -105,9 +105,12 @@ proptest! {
     }
 
     #[test]
-    fn solving_from_its_own_result_changes_nothing((deployment, loads) in input(), moves in 0usize..9) {
-        let first = plan(&deployment, &loads, None, &PlanOptions::default());
-        for options in [PlanOptions::default(), budget(moves)] {
+    fn solving_from_its_own_result_changes_nothing(
+        (deployment, loads) in input(), moves in 0usize..9, even in any::<bool>(),
+    ) {
+        let split = if even { SplitKind::Even } else { SplitKind::Weighted };
+        let first = plan(&deployment, &loads, None, &PlanOptions { split, ..PlanOptions::default() });
+        for options in [PlanOptions { split, ..PlanOptions::default() }, PlanOptions { split, ..budget(moves) }] {
             let again = plan(&deployment, &loads, Some(&first.physical_to_logical), &options);
             prop_assert_eq!(&again.physical_to_logical, &first.physical_to_logical);
             prop_assert_eq!(again.moves, 0);
@@ -165,6 +168,42 @@ proptest! {
         );
         let resplit = resplit.unwrap()[0].imbalance;
         prop_assert!(second.imbalance <= resplit * (1.0 + 1e-3), "{} after moves, {resplit} without", second.imbalance);
+    }
+
+    #[test]
+    fn a_plan_for_the_even_split_is_mended_for_the_even_split(
+        (deployment, loads) in input(), factors in prop::collection::vec(0.2f64..5.0, 24), moves in 0usize..9,
+    ) {
+        let even = PlanOptions { split: SplitKind::Even, ..PlanOptions::default() };
+        let first = plan(&deployment, &loads, None, &even);
+        let drifted: Vec<f64> = loads.iter().zip(factors).map(|(load, by)| load * by).collect();
+        let kept = plan(&deployment, &drifted, Some(&first.physical_to_logical), &PlanOptions { moves_max: Some(0), ..even.clone() });
+        let second = plan(&deployment, &drifted, Some(&first.physical_to_logical), &PlanOptions { moves_max: Some(moves), ..even });
+        check_valid(&deployment, loads.len(), &second)?;
+        prop_assert!(second.moves <= moves);
+        prop_assert!(second.imbalance <= kept.imbalance * (1.0 + 1e-9), "{} from {}", second.imbalance, kept.imbalance);
+    }
+
+    #[test]
+    fn every_group_has_a_node_that_holds_all_of_it(
+        per_group in 1usize..5, groups_per_node in 1usize..3, nodes in 2usize..4, ranks_per_node in 1usize..4, more in 0usize..3,
+        loads in prop::collection::vec(0u32..1000, 4 * 2 * 3), even in any::<bool>(),
+    ) {
+        let (groups, experts) = (groups_per_node * nodes, per_group * groups_per_node * nodes);
+        let slots = (per_group * groups_per_node).div_ceil(ranks_per_node) + more;
+        let ranks = ranks_per_node * nodes;
+        let deployment = Deployment::uniform(ranks, ranks * slots, nodes, groups).unwrap();
+        let loads: Vec<f64> = loads[..experts].iter().map(|&load| f64::from(load)).collect();
+        let split = if even { SplitKind::Even } else { SplitKind::Weighted };
+        let layer = plan(&deployment, &loads, None, &PlanOptions { split, ..PlanOptions::default() });
+        check_valid(&deployment, experts, &layer)?;
+        for group in 0..groups {
+            let holds = |node: usize| (group * per_group..(group + 1) * per_group).all(|expert| {
+                (node * ranks_per_node..(node + 1) * ranks_per_node)
+                    .any(|rank| held(&deployment, &layer.physical_to_logical, rank).contains(&ExpertId(expert as u16)))
+            });
+            prop_assert!((0..nodes).any(holds), "no node holds all of group {group}");
+        }
     }
 
     #[test]

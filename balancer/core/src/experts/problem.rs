@@ -10,6 +10,16 @@ use std::sync::Arc;
 /// move together, and every part costs time in every swap that is tried.
 const PARTS_MAX: usize = 12;
 
+/// How an expert's load is divided over its replicas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SplitKind {
+    /// By the plan's shares.
+    #[default]
+    Weighted,
+    /// In equal parts: all that unmodified engines can do.
+    Even,
+}
+
 /// One layer's experts and the slots they may fill. Experts and ranks are dense ordinals from zero.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct LayerProblem {
@@ -22,6 +32,8 @@ pub(super) struct LayerProblem {
     pub(super) heaviest_first: Vec<u16>,
     /// What is known about how the next window may differ.
     pub(super) change: Change,
+    /// How the engine divides an expert's load over its replicas.
+    pub(super) split: SplitKind,
 }
 
 /// How expert loads vary. The covariance of two experts' loads between windows is taken as the sum over
@@ -80,7 +92,13 @@ impl LayerProblem {
     pub(super) fn plain(deployment: &Arc<Deployment>, loads: Vec<f64>) -> Self {
         assert!(deployment.slots() >= loads.len(), "a validated deployment has a slot for every expert");
         let heaviest_first = heaviest_first(&loads);
-        Self { deployment: deployment.clone(), loads, heaviest_first, change: Change::default() }
+        let (change, split) = (Change::default(), SplitKind::Weighted);
+        Self { deployment: deployment.clone(), loads, heaviest_first, change, split }
+    }
+
+    /// The same for an engine that splits as said.
+    pub(super) fn split_by(split: SplitKind, deployment: &Arc<Deployment>, loads: Vec<f64>) -> Self {
+        Self { split, ..Self::plain(deployment, loads) }
     }
 
     /// Takes the measured counts of a layer, as a whole and in parts (or none).

@@ -16,7 +16,7 @@
 //! strength keeps the tolerance, the last split is blended with the exact one just as far as needed.
 
 use super::components::Components;
-use super::problem::{LayerProblem, Replicas};
+use super::problem::{LayerProblem, Replicas, SplitKind};
 use super::split::{ExactSplit, exact_split};
 
 /// Sweeps for one strength of the ridge. Connected placements of 32 to 144 ranks settle in 10 to 60.
@@ -46,8 +46,12 @@ pub(super) struct UsedSplit {
 }
 
 /// Splits every expert's load over its replicas. The highest level is at most `1 + tolerance` times the optimum. The
-/// floor of the components mostly proves that without the exact split, which is solved only when it does not.
+/// floor of the components mostly proves that without the exact split, which is solved only when it does not. An engine that
+/// splits evenly leaves no choice.
 pub(super) fn used_split(problem: &LayerProblem, replicas: &Replicas, tolerance: f64) -> UsedSplit {
+    if problem.split == SplitKind::Even {
+        return even_split(problem, replicas);
+    }
     let highest = Components::of(problem, replicas).highest(problem, replicas);
     let mut descent = Descent::new(problem, replicas);
     let reached = descent.reach(highest.level * (1.0 + tolerance));
@@ -59,6 +63,17 @@ pub(super) fn used_split(problem: &LayerProblem, replicas: &Replicas, tolerance:
     let load = regularised_split(problem, replicas, &exact, tolerance);
     let level = problem.level_of(&replicas.rank_loads(problem.ranks(), &load));
     UsedSplit { load, level, floor: exact.level, critical: exact.critical }
+}
+
+/// The split of engines that know no other.
+fn even_split(problem: &LayerProblem, replicas: &Replicas) -> UsedSplit {
+    let load = replicas.even_split(&problem.loads);
+    let rank_loads = replicas.rank_loads(problem.ranks(), &load);
+    let level = problem.level_of(&rank_loads);
+    let speed = problem.deployment.speed();
+    let highest =
+        (0u16..).zip(rank_loads.iter().zip(speed)).find(|(_, (load, speed))| **load >= level * *speed);
+    UsedSplit { load, level, floor: level, critical: highest.map(|(rank, _)| rank).into_iter().collect() }
 }
 
 /// The same when the exact split is known; returns `[replicas]` loads.
@@ -79,9 +94,13 @@ pub(super) fn regularised_split(
 }
 
 /// `[ranks]`: the loads under the split that minimises the sum of their squares by speed. The highest of them is the optimum
-/// up to the settling of the sweeps, and the ranks at its height are a critical set.
+/// up to the settling of the sweeps, and the ranks at its height are a critical set. An engine that splits evenly leaves no
+/// choice here either.
 pub(super) fn least_squares(problem: &LayerProblem, replicas: &Replicas) -> Vec<f64> {
     let mut descent = Descent::new(problem, replicas);
+    if problem.split == SplitKind::Even {
+        return descent.ranks.load;
+    }
     let settled = ROUGHLY_SETTLED * problem.mean();
     for _ in 0..SWEEPS_MAX {
         if descent.sweep(0.0) <= settled {

@@ -64,8 +64,9 @@ pub(super) fn repair(
 ) -> Placement {
     let mut placement = running.clone();
     let joined = (0..problem.ranks()).any(|rank| problem.slots(rank) > 0 && running.of(rank).is_empty());
+    let homes = present_homes(problem, running);
     for expert in missing(problem, running) {
-        bring_back(problem, &mut placement, expert);
+        bring_back(problem, &mut placement, expert, homes.as_ref().map(|homes| homes[usize::from(expert)]));
         // Nobody holds it, so it comes from outside the node.
         budget.moves = budget.moves.saturating_sub(1);
         budget.node_moves = budget.node_moves.saturating_sub(1);
@@ -79,17 +80,18 @@ pub(super) fn repair(
     placement
 }
 
-/// Puts an expert that is nowhere into the free slot of the lowest rank, or over a redundant replica.
-fn bring_back(problem: &LayerProblem, placement: &mut Placement, expert: u16) {
+/// Puts an expert that is nowhere into the free slot of the lowest rank, or over a redundant replica; on its own node
+/// where that is possible.
+fn bring_back(problem: &LayerProblem, placement: &mut Placement, expert: u16, home: Option<u16>) {
     let mut counts = vec![0usize; problem.experts()];
     placement.rows().flatten().for_each(|&held| counts[usize::from(held)] += 1);
     let part = |held: u16| problem.loads[usize::from(held)] / counts[usize::from(held)].max(1) as f64;
     let speed = problem.deployment.speed();
     let level = |rank: usize| placement.of(rank).iter().map(|&held| part(held)).sum::<f64>() / speed[rank];
-    let lowest = |ranks: &mut dyn Iterator<Item = usize>| {
-        ranks.map(|rank| (level(rank), rank)).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, rank)| rank)
-    };
-    if let Some(rank) = lowest(&mut (0..problem.ranks()).filter(|&rank| placement.room(rank) > 0)) {
+    let away = |rank: usize| home.is_some_and(|home| problem.deployment.ranks()[rank].node != home);
+    let open = (0..problem.ranks()).filter(|&rank| placement.room(rank) > 0);
+    let lowest = open.min_by(|&a, &b| away(a).cmp(&away(b)).then(level(a).total_cmp(&level(b))));
+    if let Some(rank) = lowest {
         placement.push(rank, expert);
         return;
     }
@@ -97,7 +99,7 @@ fn bring_back(problem: &LayerProblem, placement: &mut Placement, expert: u16) {
     let redundant = (0..problem.ranks())
         .flat_map(|rank| placement.of(rank).iter().map(move |&held| (rank, held)))
         .filter(|&(_, held)| counts[usize::from(held)] > 1)
-        .min_by(|a, b| part(a.1).total_cmp(&part(b.1)));
+        .min_by(|a, b| away(a.0).cmp(&away(b.0)).then(part(a.1).total_cmp(&part(b.1))));
     let (rank, held) = redundant.expect("there is a slot for every expert");
     placement.replace(rank, held, expert);
 }
@@ -262,7 +264,7 @@ fn promising(problem: &LayerProblem, placement: &Placement, state: &State) -> Ve
         order.iter().filter(near).map(|&rank| (state.level[rank] - mean).abs() * speed[rank]).sum()
     };
     let excess = beyond(state.highest);
-    let homes = present_homes(problem, |rank| placement.of(rank).to_vec());
+    let homes = present_homes(problem, placement);
     let node = |rank: usize| problem.deployment.ranks()[rank].node;
     // With groups a single expert stays on its node.
     let may_swap = |a: usize, b: usize| homes.is_none() || node(a) == node(b);
