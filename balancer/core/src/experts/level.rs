@@ -9,8 +9,6 @@ use super::problem::{LayerProblem, Placement};
 
 /// Rounds; each halves what is left at first, and after eight the pairs have nothing to exchange.
 const ROUNDS_MAX: usize = 8;
-/// Swaps of the highest rank, per rank, before giving up; a usual layer needs one or two.
-const SWAPS_PER_RANK_MAX: usize = 8;
 /// A swap must lower the higher rank by this part of the mean: less is rounding.
 const GAIN_MIN: f64 = 1e-9;
 
@@ -19,8 +17,8 @@ const GAIN_MIN: f64 = 1e-9;
 pub(super) struct Effort {
     /// Relative height of the highest rank above the mean that is good enough.
     pub(super) enough: f64,
-    /// Whether the highest rank is tried against all others after the rounds.
-    pub(super) thorough: bool,
+    /// Swaps of the highest rank after the rounds; each tries it against all others.
+    pub(super) swaps: usize,
 }
 
 /// A placement being levelled. In every row the first `fixed[rank]` experts stay; behind them the rows are in
@@ -61,8 +59,7 @@ impl Rows<'_> {
                 break;
             }
         }
-        let swaps = if effort.thorough { SWAPS_PER_RANK_MAX * self.load.len() } else { 0 };
-        for _ in 0..swaps {
+        for _ in 0..effort.swaps {
             self.order(&mut order);
             let highest = rank(order[order.len() - 1]);
             if self.level_of(highest) <= enough || !self.lower(highest, &order, mean) {
@@ -223,7 +220,7 @@ mod tests {
             load: &mut load,
             node: None,
         }
-        .level(Effort { enough: 0.0, thorough: true });
+        .level(Effort { enough: 0.0, swaps: 16 });
         assert_eq!(level, expected, "{placement:?}");
         let sum = |row: &[u16]| row.iter().map(|&e| loads[usize::from(e)]).sum::<f64>();
         assert_eq!(placement.rows().map(sum).collect::<Vec<_>>(), load);

@@ -310,7 +310,7 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    const EFFORT: Effort = Effort { enough: 1e-4, thorough: true };
+    const EFFORT: Effort = Effort { enough: 1e-4, swaps: 256 };
 
     /// Components of ranks that share an expert.
     fn components(placement: &Placement, experts: usize) -> usize {

@@ -24,12 +24,18 @@ const CHANGES_MAX: usize = 96;
 /// fewer ranks near it is better, since the next change may then lower it.
 const NORM: i32 = 32;
 
+/// Swaps of the highest rank, per rank, before giving up; a usual layer needs one or two.
+const SWAPS_PER_RANK_MAX: usize = 8;
+
+fn thorough(problem: &LayerProblem) -> Effort {
+    Effort { enough: GOOD_ENOUGH, swaps: SWAPS_PER_RANK_MAX * problem.ranks() }
+}
+
 /// Places a layer for the even split.
 pub(super) fn place_even(problem: &LayerProblem) -> Placement {
     let counts = replica_counts(problem);
     if let Some(homes) = home_nodes(problem) {
-        let effort = Effort { enough: GOOD_ENOUGH, thorough: true };
-        return place_at_home(problem, &counts, effort, &homes);
+        return place_at_home(problem, &counts, thorough(problem), &homes);
     }
     let two_slots = problem.deployment.is_uniform() && problem.slots(0) == 2;
     let replicas: usize = counts.iter().map(|&count| usize::from(count)).sum();
@@ -99,7 +105,7 @@ fn donors(problem: &LayerProblem, counts: &[u16]) -> Vec<u16> {
 
 /// A placement of these counts whose ranks are levelled by swaps of any replicas.
 fn levelled(problem: &LayerProblem, counts: &[u16]) -> (Placement, f64) {
-    let mut placement = place_connected(problem, counts, Effort { enough: 1e-3, thorough: false });
+    let mut placement = place_connected(problem, counts, Effort { enough: 1e-3, swaps: 0 });
     let part: Vec<f64> = problem.loads.iter().zip(counts).map(|(w, &c)| w / f64::from(c)).collect();
     let descending = |a: &u16, b: &u16| part[usize::from(*b)].total_cmp(&part[usize::from(*a)]);
     for rank in 0..placement.ranks() {
@@ -117,7 +123,7 @@ fn levelled(problem: &LayerProblem, counts: &[u16]) -> (Placement, f64) {
         load: &mut load,
         node: None,
     };
-    let level = rows.level(Effort { enough: GOOD_ENOUGH, thorough: true });
+    let level = rows.level(thorough(problem));
     (placement, level)
 }
 
