@@ -1,0 +1,69 @@
+//! Request balancing: every policy on the same requests in one run.
+//!
+//!     make bench-requests [BENCH_ARGS="--only decode,whole --seeds 4,5 --json"]
+//!
+//! Step times are modelled; arrivals are synthetic or recorded, as each table says.
+
+mod figures;
+mod goals;
+
+use clap::{Parser, ValueEnum};
+use comfy_table::Table;
+use figures::Figures;
+use goals::Goal;
+use serde_json::json;
+
+/// Compares request policies.
+#[derive(Parser)]
+struct Arguments {
+    /// Print every figure as JSON instead of tables.
+    #[arg(long)]
+    json: bool,
+    /// Only these parts, and the goals that they measure.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Part>,
+    /// Seeds of the workloads. 1 to 3 were tuned on.
+    #[arg(long, value_delimiter = ',', default_values_t = [4, 5])]
+    seeds: Vec<u64>,
+}
+
+/// A part of the bench: one file, one table, its own goals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {}
+
+impl Part {
+    fn title(self) -> &'static str {
+        match self {}
+    }
+
+    fn run(self, _seeds: &[u64], _figures: &mut Figures) -> Table {
+        match self {}
+    }
+
+    fn goals(self, _figures: &Figures) -> Vec<Goal> {
+        match self {}
+    }
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    let mut figures = Figures::default();
+    let chosen = |part: &&Part| arguments.only.is_empty() || arguments.only.contains(part);
+    let parts: Vec<Part> = Part::value_variants().iter().filter(chosen).copied().collect();
+    let mut goals = Vec::new();
+    for part in parts {
+        let table = part.run(&arguments.seeds, &mut figures);
+        goals.extend(part.goals(&figures));
+        if !arguments.json {
+            println!("{}\n{table}\n", part.title());
+        }
+    }
+    if arguments.json {
+        println!(
+            "{:#}",
+            json!({"seeds": arguments.seeds, "figures": figures.json(), "goals": goals::json(&goals)})
+        );
+        return;
+    }
+    println!("GOALS\n{}", goals::table(&goals));
+}
