@@ -9,6 +9,7 @@
 pub mod cost_fit;
 pub mod decode;
 pub mod experts;
+pub mod fair_queue;
 pub mod ids;
 pub mod invariants;
 pub mod load_history;
