@@ -14,6 +14,7 @@ pub mod load_history;
 pub mod plan;
 pub mod policy;
 pub mod prefill;
+pub mod prefix;
 pub mod protocol;
 pub mod report;
 pub mod routing;
