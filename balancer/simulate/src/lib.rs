@@ -11,6 +11,7 @@ pub mod planner;
 pub mod policy;
 pub mod prefill_engine;
 pub mod prefix_cache;
+pub mod prompts;
 pub mod replicate;
 pub mod score;
 pub mod trace;
