@@ -12,7 +12,7 @@ import json, random, sys
 
 from request_policies import *
 
-RANKS, SEED, STEP_S = 24, 7, 0.05
+RANKS, SEED, STEP_S = 16, 7, 0.05
 
 
 class Resubmitting:
@@ -70,10 +70,10 @@ POLICIES = {
     "llmd-default": LlmdDefault,
     "llmd-sticky-token-load": LlmdStickyTokenLoad,
     "tensorrt-llm-default-adp": TrtDefaultAdp,
-    "tensorrt-llm-default-adp, most active": lambda n, seed: Resubmitting(TrtDefaultAdp(n, seed, max_active=20)),
+    "tensorrt-llm-default-adp, most active": lambda n, seed: Resubmitting(TrtDefaultAdp(n, seed, max_active=40)),
     "tensorrt-llm-kv-aware-adp": TrtKvAwareAdp,
     "bf-io": BfIo,
-    "bf-io, slots": lambda n, seed: BfIo(n, seed, slots=14),
+    "bf-io, slots": lambda n, seed: BfIo(n, seed, slots=40),
     "staggered-decode": SbsDecode,
     "staggered-prefill": lambda n, seed: Buffering(SbsPrefill(n, seed), SbsPrefill.interval_s),
     "staggered-prefill, at once": SbsPrefill,
@@ -89,11 +89,11 @@ class Engines:
     def __init__(self, g, families):
         self.g, self.families, self.cached = g, families, [set() for _ in range(RANKS)]
 
-    def rank(self, i):
+    def rank(self, i, calm):
         g = self.g
-        idle = g.random() < 0.15
-        return Rank(i, 0 if idle else g.randrange(60), 0 if g.random() < 0.4 else g.randrange(12),
-                    0 if idle else g.randrange(1 << 20), g.choice((0, g.randrange(60_000))), g.randrange(40_000),
+        idle, queued = g.random() < 0.15, 0 if calm else g.randrange(60_000)
+        return Rank(i, 0 if idle else g.randrange(60), 0 if calm or g.random() < 0.4 else g.randrange(12),
+                    0 if idle else g.randrange(3000 if calm else 1 << 20), g.choice((0, queued)), g.randrange(40_000),
                     g.choice((400_000, 1 << 20)), g.choice((0.0, g.uniform(500.0, 4000.0))), self.cached[i])
 
     def change(self):
@@ -115,22 +115,25 @@ class Engines:
         return changes
 
     def report(self):
-        changes = self.change()
-        ranks = [self.rank(i) for i in range(RANKS)]
+        changes, calm = self.change(), self.g.random() < 0.3
+        ranks = [self.rank(i, calm) for i in range(RANKS)]
         rows = [[r.running, r.waiting, r.used_tokens, r.queued_tokens, r.waiting_uncached, r.cap_tokens, r.gen_tps] for r in ranks]
         return ranks, {"reports": rows, "cached": changes}
 
 
-def request(g, number, families, burst):
-    tail = min(1500, int(math.exp(g.gauss(2.5, 1.3))))
-    runs = [[(1 << 63) + (number << 16), tail]] if tail else []
-    if g.random() < 0.6:
+def request(g, number, families, pinned, hot):
+    """`pinned`: most go to one rank.  `hot`: most share the longest prefix."""
+    tail, prefix = min(1500, int(math.exp(g.gauss(2.0, 1.3)))), None
+    if hot and g.random() < 0.7:
+        tail, prefix = g.randrange(100, 125), families[0]
+    elif g.random() < 0.7:
         first, count = g.choice(families)
-        runs.insert(0, [first, g.randrange(1, count + 1)])
+        prefix = [first, g.randrange(1, count + 1)]
+    runs = [run for run in (prefix, [(1 << 63) + (number << 16), tail]) if run and run[1]]
     isl = sum(count for _, count in runs) * BLOCK + g.randrange(1, BLOCK)
     if g.random() < 0.05:
         runs = []
-    pin = 3 if burst and g.random() < 0.7 else g.randrange(RANKS) if g.random() < 0.03 else None
+    pin = 3 if pinned and g.random() < 0.7 else g.randrange(RANKS) if g.random() < 0.03 else None
     room = g.choice((None, g.randrange(1 << 40)))
     return [number, isl, runs, room, pin, g.randrange(3)]
 
@@ -140,7 +143,7 @@ def batch_size(g): return g.choice((0, 1, 1, 1, 1, 2, 3, 9))
 
 def run(name, events, write):
     g, policy = random.Random(SEED + 1), POLICIES[name](RANKS, seed=SEED)
-    families = [[f << 32, g.randrange(1, 160)] for f in range(1, 40)]
+    families = [[1 << 32, 500]] + [[f << 32, g.randrange(1, 160)] for f in range(2, 40)]
     engines, prefilling, decoding, number, done, step, due = Engines(g, families), [], [], 0, 0, 0, 0.0
     requests = {}
     write({"ranks": RANKS, "seed": SEED, "interval": policy.snapshot_s})
@@ -151,7 +154,8 @@ def run(name, events, write):
             policy.on_snapshot(ranks)
             write(line)
             due, done = now + policy.snapshot_s, done + 1
-        rows = [request(g, number + k, families, step % 400 < 60) for k in range(batch_size(g))]
+        pinned, hot = step % 200 < 20, 100 <= step % 200 < 150
+        rows = [request(g, number + k, families, pinned, hot) for k in range(batch_size(g))]
         number += len(rows)
         batch = [Req(i, isl, blocks_of(runs), 0, room, pin, turn) for i, isl, runs, room, pin, turn in rows]
         decided = policy.assign(batch, now)
@@ -159,7 +163,7 @@ def run(name, events, write):
         prefilling += decided.items()
         write({"arrive": rows, "now": now, "decided": sorted(decided.items())})
         done += len(rows)
-        # Some 250 requests wait for their first token and 250 more run.
+        # Some 300 requests wait for their first token and 300 more run.
         while len(prefilling) > g.randrange(100, 400):
             i, rank = prefilling.pop(g.randrange(len(prefilling)))
             policy.on_first_token(requests[i], rank)

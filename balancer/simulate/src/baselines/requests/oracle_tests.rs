@@ -183,13 +183,13 @@ fn dynamo_decode_that_counts_requests_decides_alike() {
 #[test]
 fn tensorrt_llm_with_full_ranks_decides_alike() {
     check("tensorrt-llm-default-adp, most active", |ranks, _| {
-        Box::new(tensorrt_llm::DefaultAdp::new(ranks, Some(20)))
+        Box::new(tensorrt_llm::DefaultAdp::new(ranks, Some(40)))
     });
 }
 
 #[test]
 fn bf_io_with_full_ranks_decides_alike() {
-    check("bf-io, slots", |ranks, _| Box::new(bf_io::BfIo::new(ranks, Some(14))));
+    check("bf-io, slots", |ranks, _| Box::new(bf_io::BfIo::new(ranks, Some(40))));
 }
 
 #[test]
