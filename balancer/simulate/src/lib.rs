@@ -5,6 +5,7 @@
 pub mod baselines;
 pub mod cost;
 pub mod decode_engine;
+pub mod decode_steps;
 pub mod dispatch;
 pub mod expert_loads;
 pub mod planner;
