@@ -5,7 +5,7 @@ use crate::dispatch::{Arrival, CachedBlocks, DispatchPolicy, RankView};
 use serde::Deserialize;
 use std::process::Command;
 
-const EVENTS: usize = 10_000;
+pub(super) const EVENTS: usize = 10_000;
 
 #[derive(Deserialize)]
 struct Setting {
@@ -40,7 +40,7 @@ impl From<Row> for Arrival {
 }
 
 /// The lines that the reference prints for `name`.
-fn reference(script: &str, name: &str) -> Vec<String> {
+pub(super) fn reference(script: &str, name: &str) -> Vec<String> {
     let script = format!("{}/../../tests/reference/{script}", env!("CARGO_MANIFEST_DIR"));
     let output = Command::new("python3").args(["-B", &script, name, &EVENTS.to_string()]).output();
     let output = output.expect("python3 runs the references");
