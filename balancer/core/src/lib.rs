@@ -6,6 +6,7 @@
 //! The same code runs in production, in the simulator and in the tests.
 #![forbid(unsafe_code)]
 
+pub mod cost_fit;
 pub mod decode;
 pub mod experts;
 pub mod ids;

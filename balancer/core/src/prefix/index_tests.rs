@@ -339,6 +339,13 @@ fn the_blocks_unused_for_longest_are_forgotten_first_and_the_ends_of_prompts_bef
 }
 
 #[test]
+fn expected_blocks_are_forgotten_from_the_ends_of_prompts_too() {
+    let (mut index, p) = (index(PrefixPolicy { expected_max: 5, ..ROOMY }), prompt(0, 8));
+    index.expect(RANK, &p);
+    assert_eq!(hits(&index, &p)[RANK.index()], 5);
+}
+
+#[test]
 fn rows_are_used_again() {
     let mut index = index(PrefixPolicy { blocks_max: 64, ..ROOMY });
     for round in 0..200u64 {
