@@ -32,7 +32,7 @@ const PREFILL_COPIES: u32 = 2;
 /// New tokens of a prefill rank and round.
 const ROUND_TOKENS: u64 = 4096;
 /// Blocks of the shared prefix cache: 512M tokens, more than the trace has.
-const CACHE_BLOCKS: usize = 1 << 20;
+const CACHE_BLOCKS: usize = 1 << 23;
 /// The units start empty: the first 90 s, or the first half of a shorter run, are not measured.
 const WARM_UP_MS: u64 = 90_000;
 

@@ -5,12 +5,16 @@
 pub mod baselines;
 pub mod cost;
 pub mod decode_engine;
+pub mod decode_steps;
 pub mod dispatch;
 pub mod expert_loads;
+pub mod overlap;
 pub mod planner;
 pub mod policy;
 pub mod prefill_engine;
 pub mod prefix_cache;
+pub mod prompts;
 pub mod replicate;
 pub mod score;
+pub mod step_time;
 pub mod trace;

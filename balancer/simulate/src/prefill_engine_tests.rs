@@ -28,8 +28,8 @@ fn arrivals(requests: &[(u64, u64)]) -> Replicated {
     let place = |(&(gap, input_tokens), number): (&(u64, u64), u64)| {
         at_ms += gap;
         let first = if number.is_multiple_of(3) { 0 } else { number };
-        let blocks = vec![first, 1000 + number];
-        TraceRequest { at_ms, input_tokens, output_tokens: 1, blocks }
+        let blocks = [first, 1000 + number].into_iter().collect();
+        TraceRequest { at_ms, input_tokens, output_tokens: 1, blocks, ..TraceRequest::default() }
     };
     Replicated::new(requests.iter().zip(1..).map(place).collect(), 1, 5)
 }

@@ -1,7 +1,7 @@
 //! A prefix cache shared by the whole cluster, as DeepSeek's on-disk one: which rank computed a prefix does
 //! not matter. Least recently used blocks go first.
 
-use crate::trace::BLOCK_TOKENS;
+use crate::dispatch::BLOCK_TOKENS;
 use std::collections::{BTreeMap, HashMap};
 
 /// Prefix blocks by id, at most `capacity` of them.
@@ -56,20 +56,20 @@ mod tests {
 
     #[test]
     fn a_prefix_hits_as_far_as_it_is_unbroken() {
-        check(9, &[&[1, 2, 3]], 1536, 0);
-        check(9, &[&[1, 2, 3], &[1, 2, 4]], 1536, 1024);
-        check(9, &[&[1, 2, 3], &[9, 2, 3]], 1536, 0);
+        check(9, &[&[1, 2, 3]], 192, 0);
+        check(9, &[&[1, 2, 3], &[1, 2, 4]], 192, 128);
+        check(9, &[&[1, 2, 3], &[9, 2, 3]], 192, 0);
     }
 
     #[test]
     fn the_last_token_always_runs() {
-        check(9, &[&[1, 2], &[1, 2]], 1024, 1023);
-        check(9, &[&[1, 2], &[1, 2]], 700, 699);
+        check(9, &[&[1, 2], &[1, 2]], 128, 127);
+        check(9, &[&[1, 2], &[1, 2]], 100, 99);
     }
 
     #[test]
     fn the_least_recently_used_block_goes_first() {
-        check(2, &[&[1, 2], &[3], &[2]], 1024, 512);
-        check(2, &[&[1, 2], &[3], &[1]], 1024, 0);
+        check(2, &[&[1, 2], &[3], &[2]], 128, 64);
+        check(2, &[&[1, 2], &[3], &[1]], 128, 0);
     }
 }

@@ -3,11 +3,12 @@
 //! A recorded trace fills a fraction of a large unit. Each copy starts at its own point of the trace and
 //! wraps around, and each stamp is moved within the tick that it was rounded to: otherwise all copies would
 //! send the same long prompt in the same tick, a burst that no recording shows. Copies share no prefix but
-//! block 0, the system prompt.
+//! the system prompt.
 
 use crate::cost::DecodeCost;
+use crate::dispatch;
 use crate::prefix_cache::PrefixCache;
-use crate::trace::TraceRequest;
+use crate::trace::{ID_BITS, SYSTEM_PROMPT_BLOCKS, TraceRequest};
 use evenkeel_core::prefill::Work;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -39,6 +40,8 @@ pub struct Arrival {
 pub struct Replicated {
     trace: Arc<[TraceRequest]>,
     seed: u64,
+    /// Stamps are moved by less than this.
+    tick_ms: u64,
     period_ms: u64,
     /// Per copy, where it starts in the trace.
     starts: Vec<u64>,
@@ -50,21 +53,37 @@ pub struct Replicated {
 }
 
 impl Replicated {
-    /// `copies` copies of a trace, which must not be empty, for as long as the trace lasts.
+    /// `copies` copies of a Mooncake trace, for as long as the trace lasts.
     pub fn new(trace: Arc<[TraceRequest]>, copies: u32, seed: u64) -> Self {
         let period_ms = period_ms(&trace);
-        let mut replicated = Self {
-            trace,
-            seed,
-            period_ms,
-            starts: Vec::new(),
-            upcoming: BinaryHeap::new(),
-            ready: BinaryHeap::new(),
-            next_request: 1,
-        };
+        Self::with_starts(trace, copies, TICK_MS, period_ms, seed, |copy| {
+            draw(seed, copy, u64::MAX) % period_ms
+        })
+    }
+
+    /// `copies` copies of a trace, whose stamps are moved by less than `jitter_ms`, for as long as the trace
+    /// lasts. The first copy begins where the trace begins.
+    pub fn with_jitter(trace: Arc<[TraceRequest]>, copies: u32, jitter_ms: u64, seed: u64) -> Self {
+        let tick_ms = jitter_ms.max(1);
+        let period_ms = trace.last().map_or(0, |last| last.at_ms) + tick_ms;
+        Self::with_starts(trace, copies, tick_ms, period_ms, seed, |copy| {
+            if copy == 0 { 0 } else { draw(seed, copy, u64::MAX) % period_ms }
+        })
+    }
+
+    fn with_starts(
+        trace: Arc<[TraceRequest]>,
+        copies: u32,
+        tick_ms: u64,
+        period_ms: u64,
+        seed: u64,
+        start: impl Fn(u32) -> u64,
+    ) -> Self {
+        let (starts, upcoming, ready) = (Vec::new(), BinaryHeap::new(), BinaryHeap::new());
+        let mut replicated =
+            Self { trace, seed, tick_ms, period_ms, starts, upcoming, ready, next_request: 1 };
         for copy in 0..copies {
-            let start = draw(seed, copy, u64::MAX) % period_ms;
-            replicated.starts.push(start);
+            replicated.starts.push(start(copy));
             replicated.schedule(copy, 0);
         }
         replicated
@@ -73,6 +92,24 @@ impl Replicated {
     /// The trace that is replicated.
     pub fn trace(&self) -> &Arc<[TraceRequest]> {
         &self.trace
+    }
+
+    /// The recorded request of an arrival.
+    pub fn recorded(&self, arrival: &Arrival) -> &TraceRequest {
+        &self.trace[arrival.index]
+    }
+
+    /// An arrival as a dispatcher sees it.
+    pub fn dispatched(&self, arrival: &Arrival) -> dispatch::Arrival {
+        let recorded = self.recorded(arrival);
+        dispatch::Arrival {
+            id: arrival.request,
+            prompt_tokens: arrival.input_tokens,
+            blocks: blocks_of_copy(recorded, arrival.copy).collect(),
+            room: None,
+            pin: None,
+            turn: recorded.turn,
+        }
     }
 
     /// Schedules the copy's request at `position`, counted from where the copy starts.
@@ -103,7 +140,7 @@ impl Iterator for Replicated {
             }
             self.upcoming.pop();
             let (index, _) = self.locate(copy, position);
-            let at = earliest + draw(self.seed, copy, position) % TICK_MS;
+            let at = earliest + draw(self.seed, copy, position) % self.tick_ms;
             self.ready.push(Reverse((at, copy, index)));
             self.schedule(copy, position + 1);
         }
@@ -122,9 +159,11 @@ impl Iterator for Replicated {
     }
 }
 
-/// Prefix blocks of a request as this copy has them: block 0 is everybody's.
+/// Prefix blocks of a request as this copy has them: only those of the system prompt are everybody's. Ids
+/// look like hashes; none stands for two blocks. Copies are numbered below 2^24.
 pub fn blocks_of_copy(request: &TraceRequest, copy: u32) -> impl Iterator<Item = u64> + Clone + '_ {
-    request.blocks.iter().map(move |&block| if block == 0 { 0 } else { (u64::from(copy) + 1) << 32 | block })
+    let space = (u64::from(copy) + 1) << ID_BITS;
+    request.blocks.ids().map(move |id| spread(if id < SYSTEM_PROMPT_BLOCKS { id } else { space | id }))
 }
 
 /// How long a trace lasts: to the end of its last tick.
@@ -136,12 +175,17 @@ pub fn period_ms(trace: &[TraceRequest]) -> u64 {
 fn draw(seed: u64, copy: u32, position: u64) -> u64 {
     let mut z = seed ^ (u64::from(copy) << 40) ^ position.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     for _ in 0..2 {
-        z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
+        z = spread(z);
     }
     z
+}
+
+/// One step of splitmix64: one to one.
+fn spread(value: u64) -> u64 {
+    let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 /// Copies that keep `requests_per_rank` requests running on each of `ranks` decode ranks, on average and

@@ -1,11 +1,13 @@
 //! Properties of replicated arrivals.
 
 use super::*;
+use crate::trace::BLOCK_TOKENS;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
 fn request(at_ms: u64, input_tokens: u64, output_tokens: u64) -> TraceRequest {
-    TraceRequest { at_ms, input_tokens, output_tokens, blocks: vec![0, 1, 2] }
+    let blocks = (0..input_tokens / BLOCK_TOKENS).collect();
+    TraceRequest { at_ms, input_tokens, output_tokens, blocks, ..TraceRequest::default() }
 }
 
 /// A trace from the times between its requests.
@@ -70,12 +72,13 @@ fn what_is_kept_grows_with_the_copies_and_not_with_the_trace() {
 
 #[test]
 fn copies_share_the_system_prompt_and_nothing_else() {
-    let recorded = TraceRequest { blocks: vec![0, 1, 7, u32::MAX.into()], ..request(0, 2048, 1) };
+    let ids = [0, 1, 7, 8, 9, (1 << ID_BITS) - 1];
+    let recorded = TraceRequest { blocks: ids.into_iter().collect(), ..request(0, 2048, 1) };
     let blocks = |copy| blocks_of_copy(&recorded, copy).collect::<BTreeSet<u64>>();
-    for (one, other) in [(0, 1), (1, 2), (0, u32::MAX - 1)] {
-        let shared: Vec<u64> = blocks(one).intersection(&blocks(other)).copied().collect();
-        assert_eq!(shared, [0]);
-        assert_eq!(blocks(one).len(), 4);
+    for (one, other) in [(0, 1), (1, 2), (0, (1 << 24) - 2)] {
+        let shared: Vec<u64> = blocks_of_copy(&recorded, one).take(3).collect();
+        assert!(blocks(one).intersection(&blocks(other)).eq(&BTreeSet::from_iter(shared)));
+        assert_eq!(blocks(one).len(), 6);
     }
 }
 
@@ -93,8 +96,36 @@ fn copies_follow_littles_law() {
 }
 
 #[test]
+fn the_first_copy_begins_with_the_trace_and_the_others_elsewhere() {
+    let trace = trace(&[1000; 200]);
+    let jittered: Vec<Arrival> = Replicated::with_jitter(trace.clone(), 8, 500, 7).collect();
+    let first = |copy| jittered.iter().find(|a| a.copy == copy).unwrap();
+    assert_eq!(first(0).index, 0);
+    assert!((1..8).filter(|&copy| first(copy).index != 0).count() >= 6);
+    for arrival in jittered.iter().filter(|a| a.copy == 0) {
+        let recorded_ms = trace[arrival.index].at_ms;
+        assert!((recorded_ms..recorded_ms + 500).contains(&arrival.at_ms), "{arrival:?}");
+    }
+    let alone = Replicated::with_jitter(trace.clone(), 1, 0, 7).map(|a| a.at_ms);
+    assert!(alone.eq(trace.iter().map(|request| request.at_ms)), "no jitter leaves the stamps as they are");
+}
+
+#[test]
+fn a_dispatcher_sees_the_blocks_of_the_copy() {
+    let trace: Arc<[TraceRequest]> = [TraceRequest { turn: 4, ..request(0, 700, 1) }].into();
+    let mut replicated = Replicated::with_jitter(trace.clone(), 2, 0, 1);
+    let arrivals: Vec<Arrival> = replicated.by_ref().collect();
+    for arrival in arrivals {
+        let seen = replicated.dispatched(&arrival);
+        assert_eq!((seen.id, seen.prompt_tokens, seen.turn), (arrival.request, 700, 4));
+        assert!(seen.blocks.iter().copied().eq(blocks_of_copy(&trace[0], arrival.copy)));
+        assert_eq!(seen.blocks.len(), 10);
+    }
+}
+
+#[test]
 fn prefill_work_counts_what_is_not_cached() {
     let twice = [request(0, 1536, 1), request(1, 1600, 1)];
-    assert_eq!(prefill_work(&twice, 9), Work::of(0, 1536) + Work::of(1536, 64));
+    assert_eq!(prefill_work(&twice, 99), Work::of(0, 1536) + Work::of(1536, 64));
     assert_eq!(prefill_work(&twice, 0), Work::of(0, 1536) + Work::of(0, 1600));
 }

@@ -1,9 +1,19 @@
-//! What the reader takes and how it refuses the rest.
+//! What the readers take and how they refuse the rest. Here: files, and Mooncake's lines.
+
+#[path = "trace/agentic_tests.rs"]
+mod agentic;
+#[path = "trace/azure_tests.rs"]
+mod azure;
+#[path = "trace/load_tests.rs"]
+mod load;
+#[path = "trace/servegen_tests.rs"]
+mod servegen;
 
 use super::*;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use std::io::Write;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A file of its own for each call; gone when dropped.
@@ -25,6 +35,11 @@ impl Drop for Scratch {
         // A file that cannot be removed stays in the system's temporary folder.
         let _ = std::fs::remove_file(&self.0);
     }
+}
+
+/// A recorded trace of the repository's own.
+fn recorded(name: &str) -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data")).join(name)
 }
 
 fn line(timestamp: i64, input: i64, output: i64, blocks: &str) -> String {
@@ -80,7 +95,13 @@ fn a_bad_line_is_named_with_its_column_or_field() {
     check(&line(7, 1, 4_194_305, ""), range, &["line 2: output_length is 4194305"]);
     check(&line(-7, 1, 1, ""), range, &["line 2: timestamp is -7", "0 to"]);
     check(&line(7, 1, 1, "0, 4294967296"), range, &["line 2: hash_ids is 4294967296", "0 to 4294967295"]);
+    check(
+        &line(7, 513, 1, "4"),
+        range,
+        &["line 2: hash_ids is a list of 1: accepted are 2 ids", "512 tokens"],
+    );
     check(&line(4, 1, 1, ""), "trace_unsorted", &["line 2: timestamp 4 is before 5", "sort"]);
+    check(&(line(7, 1, 1, "") + "{\"timestamp\": 8, \"in"), malformed, &["line 3, column ", "EOF"]);
     check(&" ".repeat(300_000), "trace_line_too_long", &["line 2", "262144 bytes"]);
 }
 
@@ -114,12 +135,115 @@ fn the_reader_ends_after_its_first_error() {
 #[test]
 fn good_lines_come_out_in_order() {
     let content = line(0, 600, 10, "0, 4294967295") + "\n" + line(9, 1, 4_194_304, "").trim_end();
+    let last = 8 + 8 * u64::from(u32::MAX);
+    let blocks = (8..16).chain([last]).collect();
     let expected = [
-        TraceRequest { at_ms: 0, input_tokens: 600, output_tokens: 10, blocks: vec![0, u32::MAX.into()] },
-        TraceRequest { at_ms: 9, input_tokens: 1, output_tokens: 4_194_304, blocks: Vec::new() },
+        TraceRequest { at_ms: 0, input_tokens: 600, output_tokens: 10, blocks, ..TraceRequest::default() },
+        TraceRequest { at_ms: 9, input_tokens: 1, output_tokens: 4_194_304, ..TraceRequest::default() },
     ];
     assert_eq!(read_all(&Scratch::new("jsonl", content.as_bytes()).0).unwrap(), expected);
     // Archives that were appended to each other are one stream.
     let halves = [gzip(&content.as_bytes()[..40]), gzip(&content.as_bytes()[40..])].concat();
     assert_eq!(read_all(&Scratch::new("gz", &halves).0).unwrap(), expected);
+}
+
+/// Blocks of each request of a Mooncake trace, from its prompt tokens and recorded ids.
+#[track_caller]
+fn check_blocks(requests: &[(i64, &str)], expected: &[&[u64]]) {
+    let content: String = requests.iter().map(|&(input, ids)| line(0, input, 1, ids)).collect();
+    let read = read_all(&Scratch::new("jsonl", content.as_bytes()).0).unwrap();
+    let blocks: Vec<Vec<u64>> = read.iter().map(|request| request.blocks.ids().collect()).collect();
+    assert_eq!(blocks, expected);
+}
+
+#[test]
+fn a_recorded_block_is_eight_and_only_whole_ones_count() {
+    check_blocks(&[(512, "5")], &[&[48, 49, 50, 51, 52, 53, 54, 55]]);
+    check_blocks(&[(64, "5")], &[&[48]]);
+    check_blocks(&[(63, "5")], &[&[]]);
+    check_blocks(&[(641, "5, 9")], &[&[48, 49, 50, 51, 52, 53, 54, 55, 80, 81]]);
+    check_blocks(&[(512, "")], &[&[]]);
+    check_blocks(&[(130, "5, 6, 7")], &[&[48, 49]]);
+}
+
+#[test]
+fn what_most_prompts_begin_with_is_the_system_prompt() {
+    check_blocks(&[(64, "5"), (128, "5")], &[&[0], &[0, 1]]);
+    check_blocks(&[(64, "5"), (64, "6"), (64, "5"), (64, "7")], &[&[0], &[56], &[0], &[64]]);
+    check_blocks(
+        &[(64, "5"), (64, "6"), (64, "5"), (64, "7"), (64, "8")],
+        &[&[48], &[56], &[48], &[64], &[72]],
+    );
+    let long: Vec<u64> = (0..8).chain([56]).collect();
+    check_blocks(&[(576, "5, 6"), (576, "5, 6")], &[&long, &long]);
+}
+
+/// Requests, prompt tokens, output tokens, whole blocks, and blocks that were seen before as a prefix.
+#[track_caller]
+fn check_recorded(name: &str, expected: [u64; 5]) {
+    let requests = read_all(&recorded(name)).unwrap();
+    assert!(requests.is_sorted_by_key(|request| request.at_ms));
+    let sum = |of: &dyn Fn(&TraceRequest) -> u64| requests.iter().map(of).sum::<u64>();
+    let mut seen = std::collections::HashSet::new();
+    let mut hits = 0;
+    for request in &requests {
+        hits += request.blocks.ids().take_while(|id| seen.contains(id)).count() as u64;
+        seen.extend(request.blocks.ids());
+    }
+    let read = [
+        requests.len() as u64,
+        sum(&|request| request.input_tokens),
+        sum(&|request| request.output_tokens),
+        sum(&|request| request.blocks.len() as u64),
+        hits,
+    ];
+    assert_eq!(read, expected);
+}
+
+#[test]
+fn recorded_traces_are_read_whole() {
+    // Counted with another program (Python's json and csv) from the same files.
+    let mooncake = [3658, 49_028_610, 1_274_811, 764_326, 247_874];
+    check_recorded("mooncake_conversation_first20min.jsonl.gz", mooncake);
+    let agentic = [5163, 657_833_221, 2_097_743, 10_276_092, 9_784_676];
+    check_recorded("agentic_sessions_first80.jsonl.gz", agentic);
+    check_recorded("azure2023_code.csv.gz", [8819, 18_059_974, 245_896, 0, 0]);
+}
+
+#[test]
+fn the_format_is_found_by_how_a_file_begins() {
+    let format = |name| TraceFormat::detect(&recorded(name)).unwrap();
+    assert_eq!(format("mooncake_conversation_first20min.jsonl.gz"), TraceFormat::Mooncake);
+    assert_eq!(format("agentic_sessions_first80.jsonl.gz"), TraceFormat::Agentic);
+    assert_eq!(format("azure2023_code.csv.gz"), TraceFormat::Azure);
+    assert_eq!(format("servegen_deepseek_r1_clients.tar.gz"), TraceFormat::ServeGen);
+    for format in TraceFormat::ALL {
+        assert_eq!(format.name().parse(), Ok(format));
+    }
+    let unknown = "csv".parse::<TraceFormat>().unwrap_err();
+    assert!(unknown.contains("\"csv\": accepted are mooncake, agentic, azure, servegen"), "{unknown}");
+}
+
+#[test]
+fn a_file_of_no_known_format_is_refused_with_how_it_begins() {
+    let check = |content: &str, text: &str| {
+        check_error(&Scratch::new("txt", content.as_bytes()).0, "trace_format", &[text, "Azure CSV"]);
+    };
+    check("time,in,out\n1,2,3\n", "begins with \"time,in,out\"");
+    check("{\"arrival\": 3}\n", "begins with \"{\\\"arrival");
+    check("oops\n", "\"oops\"");
+}
+
+#[test]
+fn a_gzipped_file_may_have_any_name() {
+    let packed = gzip(line(3, 64, 1, "1").as_bytes());
+    assert_eq!(read_all(&Scratch::new("trace", &packed).0).unwrap().len(), 1);
+}
+
+#[test]
+fn a_named_format_is_not_looked_for() {
+    let options = TraceOptions { format: Some(TraceFormat::Azure), ..TraceOptions::default() };
+    let file = Scratch::new("jsonl", line(3, 64, 1, "1").as_bytes());
+    let error = super::load(&file.0, &options).unwrap_err();
+    assert_eq!(error.code(), "trace_columns", "{error}");
 }

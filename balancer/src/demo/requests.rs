@@ -29,8 +29,8 @@ const REQUESTS_PER_RANK: f64 = 60.0;
 const PREFILL_COPIES: u32 = 2;
 /// New tokens that a prefill rank runs in one round.
 pub(super) const ROUND_TOKENS: u64 = 4096;
-/// Blocks of 512 tokens in the shared prefix cache: half a billion tokens, as an on-disk cache has.
-const CACHE_BLOCKS: usize = 1 << 20;
+/// Blocks of 64 tokens in the shared prefix cache: half a billion tokens, as an on-disk cache has.
+const CACHE_BLOCKS: usize = 1 << 23;
 /// The units start empty; what comes before this virtual time is not measured.
 const WARM_UP_MS: u64 = 90_000;
 /// KVCache of a modelled rank, in tokens, for the gauges.

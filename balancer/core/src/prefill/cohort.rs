@@ -1,22 +1,23 @@
 //! Assigns a cohort of whole prompts to bins so that tokens and attention are equal each by itself.
 
+use super::halves::even_halves;
+use super::insertion::insert_largest_first;
+use super::item::Item;
+use super::load::{Load, Scale};
+use super::repair::repair;
 use super::work::{Imbalance, Work};
 
-/// Least-loaded bins that an insertion chooses among: enough that one of them lacks just what the item
-/// brings most of.
-const INSERT_CHOICES: usize = 4;
-/// Lowest bins that a repair step tries as partners of the worst bin.
-const REPAIR_PARTNERS: usize = 6;
-/// Smallest relative gain of a repair step; below it the potential is at its floor within rounding.
-const GAIN_MIN: f64 = 1e-9;
+/// Microbatches of a rank's dual batch.
+pub const MICROBATCHES: usize = 2;
 
 /// A cohort: what the bins have already, and the prompts to be added, in any order.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Cohort {
-    /// Per bin, the work that it has not finished yet. Not empty if there are items.
+    /// Per bin, the work that it has not finished yet. Bins are the ranks' microbatches: rank `r` has bins
+    /// `2r` and `2r + 1`. Not empty if there are items.
     pub carried: Vec<Work>,
     /// Prompts.
-    pub items: Vec<Work>,
+    pub items: Vec<Item>,
 }
 
 /// Where each prompt goes, and how good that is.
@@ -30,183 +31,96 @@ pub struct Assignment {
     pub attention: Imbalance,
 }
 
-/// Loads divided by the mean over bins, so that the two dimensions compare.
-#[derive(Debug, Clone, Copy, Default)]
-struct Load {
-    n: f64,
-    a: f64,
+/// What the steps of an assignment share: the items, and their loads where nothing is cached.
+pub(super) struct Problem<'a> {
+    pub(super) items: &'a [Item],
+    scale: Scale,
+    anywhere: Vec<Load>,
 }
 
-impl Load {
-    fn plus(self, other: Load) -> Load {
-        Load { n: self.n + other.n, a: self.a + other.a }
+impl<'a> Problem<'a> {
+    fn new(items: &'a [Item], scale: Scale) -> Self {
+        let anywhere = items.iter().map(|item| scale.load(item.work_anywhere())).collect();
+        Self { items, scale, anywhere }
     }
 
-    fn minus(self, other: Load) -> Load {
-        Load { n: self.n - other.n, a: self.a - other.a }
+    /// Load of an item on a rank.
+    pub(super) fn load_on(&self, item: u32, rank: usize) -> Load {
+        let index = item as usize;
+        if self.items[index].hits.is_empty() {
+            return self.anywhere[index];
+        }
+        self.scale.load(self.items[index].work_on(rank))
     }
 
-    fn worst(self) -> f64 {
-        self.n.max(self.a)
+    /// Load of an item on a rank that has none of it.
+    pub(super) fn load_anywhere(&self, item: u32) -> Load {
+        self.anywhere[item as usize]
     }
+}
 
-    /// `n^8 + a^8`: so steep that the sum over bins follows the fullest, and smooth where the maximum
-    /// itself would not tell two ways to lower a bin apart.
-    fn potential(self) -> f64 {
-        self.n.powi(8) + self.a.powi(8)
+/// The bins while they fill.
+pub(super) struct Bins {
+    pub(super) loads: Vec<Load>,
+    pub(super) members: Vec<Vec<u32>>,
+}
+
+impl Bins {
+    fn work(&self, cohort: &Cohort) -> Vec<Work> {
+        let mut total = cohort.carried.clone();
+        for (bin, members) in self.members.iter().enumerate() {
+            for &item in members {
+                total[bin] += cohort.items[item as usize].work_on(rank_of(bin));
+            }
+        }
+        total
     }
+}
+
+/// Rank of a bin.
+pub(super) fn rank_of(bin: usize) -> usize {
+    bin / MICROBATCHES
 }
 
 /// Assigns every item. Deterministic; ties go to the lower index.
 pub fn assign(cohort: &Cohort) -> Assignment {
-    assert!(!cohort.carried.is_empty() || cohort.items.is_empty(), "items need bins");
-    let scale = Scale::of(cohort);
-    let items: Vec<Load> = cohort.items.iter().map(|&w| scale.load(w)).collect();
+    let count = cohort.carried.len();
+    assert!(count.is_multiple_of(MICROBATCHES), "{count} bins are not whole ranks");
+    assert!(count > 0 || cohort.items.is_empty(), "items need bins");
+    let carried = || cohort.carried.iter().copied();
+    let all = carried().chain(cohort.items.iter().map(Item::work_anywhere));
+    let problem = Problem::new(&cohort.items, Scale::of(count, all));
     let mut bins = Bins {
-        loads: cohort.carried.iter().map(|&w| scale.load(w)).collect(),
-        members: vec![Vec::new(); cohort.carried.len()],
+        loads: carried().map(|work| problem.scale.load(work)).collect(),
+        members: vec![Vec::new(); count],
     };
-    insert_largest_first(&items, &mut bins);
-    repair(&items, &mut bins);
+    insert_largest_first(&problem, &mut bins);
+    // Hits have made the total smaller: the mean bin is 1 again.
+    let total = bins.work(cohort);
+    let problem = Problem::new(&cohort.items, Scale::of(count, total.iter().copied()));
+    bins.loads = total.iter().map(|&work| problem.scale.load(work)).collect();
+    repair(&problem, &mut bins);
+    even_halves(&problem, &mut bins);
     measure(cohort, &bins)
-}
-
-struct Scale {
-    n: f64,
-    a: f64,
-}
-
-impl Scale {
-    fn of(cohort: &Cohort) -> Self {
-        let bins = cohort.carried.len().max(1) as f64;
-        let all = || cohort.carried.iter().chain(&cohort.items);
-        let sum = |value: fn(&Work) -> u64| all().map(|w| value(w) as f64).sum::<f64>();
-        let (n, a) = (sum(|w| w.tokens), sum(|w| w.attention));
-        Self { n: if n > 0.0 { bins / n } else { 0.0 }, a: if a > 0.0 { bins / a } else { 0.0 } }
-    }
-
-    fn load(&self, work: Work) -> Load {
-        Load { n: work.tokens as f64 * self.n, a: work.attention as f64 * self.a }
-    }
-}
-
-struct Bins {
-    loads: Vec<Load>,
-    members: Vec<Vec<usize>>,
-}
-
-fn insert_largest_first(items: &[Load], bins: &mut Bins) {
-    let mut order: Vec<usize> = (0..items.len()).collect();
-    order.sort_by(|&x, &y| items[y].worst().total_cmp(&items[x].worst()).then(x.cmp(&y)));
-    for item in order {
-        let bin = lowest::<INSERT_CHOICES>(&bins.loads, Load::worst)
-            .into_iter()
-            .flatten()
-            .min_by(|&x, &y| added(bins.loads[x], items[item]).total_cmp(&added(bins.loads[y], items[item])))
-            .expect("items need bins");
-        bins.loads[bin] = bins.loads[bin].plus(items[item]);
-        bins.members[bin].push(item);
-    }
-}
-
-fn added(bin: Load, item: Load) -> f64 {
-    bin.plus(item).potential() - bin.potential()
-}
-
-/// The up to `K` bins of lowest key, lowest first.
-fn lowest<const K: usize>(loads: &[Load], key: impl Fn(Load) -> f64) -> [Option<usize>; K] {
-    let mut best: [Option<usize>; K] = [None; K];
-    let mut keys = [f64::INFINITY; K];
-    for (bin, &load) in loads.iter().enumerate() {
-        let value = key(load);
-        if value >= keys[K - 1] {
-            continue;
-        }
-        let place = keys.iter().position(|&k| value < k).expect("below the last key");
-        keys[place..].rotate_right(1);
-        best[place..].rotate_right(1);
-        (keys[place], best[place]) = (value, Some(bin));
-    }
-    best
-}
-
-/// Moves or swaps items out of the worst bin as long as the potential falls; at most as many steps as
-/// there are items, which bounds the time and has never been the limit.
-fn repair(items: &[Load], bins: &mut Bins) {
-    for _ in 0..items.len() {
-        let Some(worst) = (0..bins.loads.len())
-            .max_by(|&x, &y| bins.loads[x].worst().total_cmp(&bins.loads[y].worst()).then(y.cmp(&x)))
-        else {
-            return;
-        };
-        let Some(step) = best_step(items, bins, worst) else {
-            return;
-        };
-        apply(items, bins, worst, step);
-    }
-}
-
-/// One repair: item number `out` of the worst bin goes to `partner`, in exchange for its `back`.
-#[derive(Clone, Copy)]
-struct Step {
-    partner: usize,
-    out: usize,
-    back: Option<usize>,
-}
-
-fn best_step(items: &[Load], bins: &Bins, worst: usize) -> Option<Step> {
-    let high = bins.loads[worst];
-    let key = if high.n >= high.a { |l: Load| l.n } else { |l: Load| l.a };
-    let mut best = (GAIN_MIN * high.potential(), None);
-    for partner in lowest::<REPAIR_PARTNERS>(&bins.loads, key).into_iter().flatten() {
-        if partner == worst {
-            continue;
-        }
-        let low = bins.loads[partner];
-        let before = high.potential() + low.potential();
-        for (out, &moved) in bins.members[worst].iter().enumerate() {
-            let backs = (0..bins.members[partner].len()).map(Some).chain([None]);
-            for back in backs {
-                let returned = back.map_or(Load::default(), |b| items[bins.members[partner][b]]);
-                let delta = items[moved].minus(returned);
-                let gain = before - high.minus(delta).potential() - low.plus(delta).potential();
-                if gain > best.0 {
-                    best = (gain, Some(Step { partner, out, back }));
-                }
-            }
-        }
-    }
-    best.1
-}
-
-fn apply(items: &[Load], bins: &mut Bins, worst: usize, step: Step) {
-    let moved = bins.members[worst].swap_remove(step.out);
-    let returned = step.back.map(|back| bins.members[step.partner].swap_remove(back));
-    let delta = items[moved].minus(returned.map_or(Load::default(), |r| items[r]));
-    bins.loads[worst] = bins.loads[worst].minus(delta);
-    bins.loads[step.partner] = bins.loads[step.partner].plus(delta);
-    bins.members[step.partner].push(moved);
-    bins.members[worst].extend(returned);
 }
 
 fn measure(cohort: &Cohort, bins: &Bins) -> Assignment {
     let mut bin_of = vec![usize::MAX; cohort.items.len()];
-    let mut total = cohort.carried.clone();
+    let mut largest = cohort.carried.iter().copied().fold(Work::default(), Work::max_each);
     for (bin, members) in bins.members.iter().enumerate() {
         for &item in members {
-            assert_eq!(bin_of[item], usize::MAX, "item {item} is in two bins");
-            bin_of[item] = bin;
-            total[bin] += cohort.items[item];
+            let place = &mut bin_of[item as usize];
+            assert_eq!(*place, usize::MAX, "item {item} is in two bins");
+            *place = bin;
+            largest = largest.max_each(cohort.items[item as usize].work_on(rank_of(bin)));
         }
     }
     assert!(bin_of.iter().all(|&bin| bin != usize::MAX), "an item is in no bin");
-    let largest = |value: fn(&Work) -> u64| {
-        cohort.items.iter().chain(&cohort.carried).map(|w| value(w) as f64).fold(0.0, f64::max)
-    };
+    let total = bins.work(cohort);
     Assignment {
         bin_of,
-        tokens: Imbalance::of(total.iter().map(|w| w.tokens as f64), largest(|w| w.tokens)),
-        attention: Imbalance::of(total.iter().map(|w| w.attention as f64), largest(|w| w.attention)),
+        tokens: Imbalance::of(total.iter().map(|w| w.tokens as f64), largest.tokens as f64),
+        attention: Imbalance::of(total.iter().map(|w| w.attention as f64), largest.attention as f64),
     }
 }
 

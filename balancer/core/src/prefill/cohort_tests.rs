@@ -1,6 +1,7 @@
 //! Properties of [`assign`], and how even generated cohorts come out.
 
 use super::*;
+use crate::prefill::{Hit, Prompt};
 use proptest::prelude::*;
 
 /// Numbers that look random and are the same for the same seed (splitmix64).
@@ -24,11 +25,15 @@ impl Draws {
 
     /// Log-normal prompt of median 1500 and sigma 1, clipped to 16 ... 8192; every other one with a cached
     /// prefix of up to 95 %.
-    fn prompt(&mut self, index: usize) -> Work {
+    fn prompt(&mut self, index: usize) -> Item {
         let length = (1500.0 * self.normal().exp()).clamp(16.0, 8192.0);
         let cached = if index.is_multiple_of(2) { self.uniform() * 0.95 * length } else { 0.0 };
-        Work::of(cached as u64, length as u64 - cached as u64)
+        item(cached as u64, length as u64 - cached as u64)
     }
+}
+
+fn item(context: u64, remaining: u64) -> Item {
+    Item::from(Prompt { context, remaining })
 }
 
 #[track_caller]
@@ -53,9 +58,9 @@ fn generated_prompts_come_out_even_in_both_dimensions() {
 /// Items as (cached, new) tokens on two bins.
 #[track_caller]
 fn check(carried: [(u64, u64); 2], items: &[(u64, u64)], expected: &[usize]) {
-    let work = |&(cached, new): &(u64, u64)| Work::of(cached, new);
-    let carried = carried.iter().map(work).collect();
-    let assignment = assign(&Cohort { carried, items: items.iter().map(work).collect() });
+    let carried = carried.iter().map(|&(cached, new)| Work::of(cached, new)).collect();
+    let items = items.iter().map(|&(cached, new)| item(cached, new)).collect();
+    let assignment = assign(&Cohort { carried, items });
     assert_eq!(assignment.bin_of, expected, "{assignment:?}");
 }
 
@@ -67,14 +72,14 @@ fn small_cohorts() {
     check(empty, &[(0, 9), (0, 9)], &[0, 1]);
     check(empty, &[(0, 10), (0, 90), (0, 20), (0, 80)], &[0, 0, 1, 1]);
     // Equal in tokens: the cached prefixes make the difference.
-    check(empty, &[(900, 10), (0, 10), (900, 10), (0, 10)], &[0, 0, 1, 1]);
+    check(empty, &[(900, 10), (0, 10), (900, 10), (0, 10)], &[0, 1, 1, 0]);
     // What a bin carries counts.
     check([(0, 100), (0, 0)], &[(0, 40), (0, 50)], &[1, 1]);
 }
 
 #[test]
 fn the_bound_is_the_largest_item_when_one_is_above_the_mean() {
-    let items = vec![Work::of(0, 1000), Work::of(0, 10), Work::of(0, 10)];
+    let items = vec![item(0, 1000), item(0, 10), item(0, 10)];
     let assignment = assign(&Cohort { carried: vec![Work::default(); 4], items });
     assert_eq!((assignment.tokens.over_bound, assignment.attention.over_bound), (1.0, 1.0));
     assert!(assignment.tokens.over_mean > 3.9, "{assignment:?}");
@@ -84,42 +89,69 @@ fn work() -> impl Strategy<Value = Work> {
     (0..5000u64, 0..5000u64).prop_map(|(context, new)| Work::of(context, new))
 }
 
+/// What up to 6 ranks carry.
+fn carried() -> impl Strategy<Value = Vec<Work>> {
+    prop::collection::vec([work(), work()], 1..6).prop_map(|ranks| ranks.concat())
+}
+
+fn cold_items() -> impl Strategy<Value = Vec<Item>> {
+    prop::collection::vec((0..5000u64, 1..5000u64).prop_map(|(c, r)| item(c, r)), 0..60)
+}
+
+/// Items of which many have hits, some on ranks that are not there, some longer than the prompt.
+fn warm_items() -> impl Strategy<Value = Vec<Item>> {
+    let hits = prop::collection::btree_map(0..8usize, 0..9000u64, 0..4)
+        .prop_map(|hits| hits.into_iter().map(|(rank, tokens)| Hit { rank, tokens }).collect());
+    let item = (0..5000u64, 1..5000u64, hits)
+        .prop_map(|(context, remaining, hits)| Item { prompt: Prompt { context, remaining }, hits });
+    prop::collection::vec(item, 0..60)
+}
+
+/// Work by bin.
+fn totals(cohort: &Cohort, bin_of: &[usize]) -> Vec<Work> {
+    let mut total = cohort.carried.clone();
+    for (&bin, item) in bin_of.iter().zip(&cohort.items) {
+        total[bin] += item.work_on(bin / MICROBATCHES);
+    }
+    total
+}
+
+fn worst(totals: &[Work]) -> f64 {
+    let tokens = Imbalance::of(totals.iter().map(|w| w.tokens as f64), 0.0);
+    let attention = Imbalance::of(totals.iter().map(|w| w.attention as f64), 0.0);
+    tokens.over_mean.max(attention.over_mean)
+}
+
+/// The fullest bin in tokens and in attention.
+fn fullest(totals: &[Work]) -> Work {
+    totals.iter().copied().fold(Work::default(), Work::max_each)
+}
+
 proptest! {
     #[test]
-    fn every_item_is_in_exactly_one_bin(
-        carried in prop::collection::vec(work(), 1..12),
-        items in prop::collection::vec(work(), 0..60),
-    ) {
-        let cohort = Cohort { carried: carried.clone(), items: items.clone() };
+    fn every_item_is_in_exactly_one_bin(carried in carried(), items in warm_items()) {
+        let cohort = Cohort { carried, items };
         let assignment = assign(&cohort);
-        prop_assert_eq!(assignment.bin_of.len(), items.len());
-        let mut total = carried.clone();
-        for (&bin, &item) in assignment.bin_of.iter().zip(&items) {
-            prop_assert!(bin < carried.len());
-            total[bin] += item;
-        }
-        let largest = items.iter().chain(&carried).map(|w| w.tokens).max().unwrap_or(0);
-        let tokens = Imbalance::of(total.iter().map(|w| w.tokens as f64), largest as f64);
-        prop_assert_eq!(assignment.tokens, tokens);
+        prop_assert_eq!(assignment.bin_of.len(), cohort.items.len());
+        prop_assert!(assignment.bin_of.iter().all(|&bin| bin < cohort.carried.len()));
+        let total = totals(&cohort, &assignment.bin_of);
+        let placed = cohort.items.iter().zip(&assignment.bin_of);
+        let works = placed.map(|(item, &bin)| item.work_on(bin / MICROBATCHES));
+        let largest = works.chain(cohort.carried.iter().copied()).fold(Work::default(), Work::max_each);
+        let tokens = Imbalance::of(total.iter().map(|w| w.tokens as f64), largest.tokens as f64);
+        let attention = Imbalance::of(total.iter().map(|w| w.attention as f64), largest.attention as f64);
+        prop_assert_eq!((assignment.tokens, assignment.attention), (tokens, attention));
         prop_assert_eq!(assign(&cohort), assignment);
     }
 
     /// Nothing says how good a cohort can get, but filling one bin after the other must never be better.
     #[test]
-    fn taking_turns_is_not_better(
-        bins in 1..8usize,
-        items in prop::collection::vec(work(), 0..60),
-    ) {
-        let mut turns = vec![Work::default(); bins];
-        for (index, &item) in items.iter().enumerate() {
-            turns[index % bins] += item;
-        }
-        let worst = |tokens: Imbalance, attention: Imbalance| tokens.over_mean.max(attention.over_mean);
-        let turns = worst(
-            Imbalance::of(turns.iter().map(|w| w.tokens as f64), 0.0),
-            Imbalance::of(turns.iter().map(|w| w.attention as f64), 0.0),
-        );
-        let assignment = assign(&Cohort { carried: vec![Work::default(); bins], items });
-        prop_assert!(worst(assignment.tokens, assignment.attention) <= turns * 1.1);
+    fn taking_turns_is_not_better(ranks in 1..4usize, items in cold_items()) {
+        let bins = MICROBATCHES * ranks;
+        let cohort = Cohort { carried: vec![Work::default(); bins], items };
+        let turns: Vec<usize> = (0..cohort.items.len()).map(|index| index % bins).collect();
+        let turns = worst(&totals(&cohort, &turns));
+        let assignment = assign(&cohort);
+        prop_assert!(worst(&totals(&cohort, &assignment.bin_of)) <= turns * 1.1);
     }
 }

@@ -2,8 +2,14 @@
 
 mod chunks;
 mod cohort;
+mod halves;
+mod insertion;
+mod item;
+mod load;
+mod repair;
 mod work;
 
 pub use chunks::{Chunk, Prompt, RankBacklog, Round, Source, plan_round};
-pub use cohort::{Assignment, Cohort, assign};
+pub use cohort::{Assignment, Cohort, MICROBATCHES, assign};
+pub use item::{Hit, Item};
 pub use work::{Imbalance, Work};

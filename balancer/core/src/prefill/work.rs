@@ -19,6 +19,11 @@ impl Work {
     pub fn of(context: u64, new: u64) -> Self {
         Self { tokens: new, attention: new * context + new * (new + 1) / 2 }
     }
+
+    /// The larger of each.
+    pub(super) fn max_each(self, other: Self) -> Self {
+        Self { tokens: self.tokens.max(other.tokens), attention: self.attention.max(other.attention) }
+    }
 }
 
 impl Add for Work {

@@ -8,12 +8,12 @@ use super::{
 use crate::decode::admit;
 use crate::ids::Rank;
 use crate::policy::RoutingPolicy;
-use crate::prefill::{Cohort, Imbalance, Prompt, RankBacklog, Source, Work, assign, plan_round};
+use crate::prefill::{
+    Cohort, Imbalance, Item, MICROBATCHES, Prompt, RankBacklog, Source, assign, plan_round,
+};
 use crate::topology::{RANKS_MAX, Role};
 use crate::units::{Millis, Tokens};
 
-/// Microbatches of a rank's dual batch.
-const MICROBATCHES: usize = 2;
 /// Longest wait that a policy may ask for: a minute is beyond any objective for a first token.
 const COHORT_WAIT_MAX_MS: u64 = 60_000;
 
@@ -193,7 +193,7 @@ impl Router {
         }
         let up: Vec<Rank> = self.ledger.ranks_up().collect();
         let carried = up.iter().flat_map(|&rank| self.ledger.outstanding(rank)).collect();
-        let items = held.iter().map(|(_, prompt)| Work::of(prompt.context, prompt.remaining)).collect();
+        let items = held.iter().map(|(_, prompt)| Item::from(*prompt)).collect();
         let assignment = assign(&Cohort { carried, items });
         self.note_cohort(held.len(), assignment.tokens, assignment.attention);
         let mut decisions = Vec::with_capacity(held.len());

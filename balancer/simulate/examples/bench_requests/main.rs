@@ -4,8 +4,11 @@
 //!
 //! Step times are modelled; arrivals are synthetic or recorded, as each table says.
 
+mod chunked;
 mod figures;
 mod goals;
+mod layout;
+mod whole;
 
 use clap::{Parser, ValueEnum};
 use comfy_table::Table;
@@ -29,19 +32,31 @@ struct Arguments {
 
 /// A part of the bench: one file, one table, its own goals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Part {}
+enum Part {
+    Whole,
+    Chunked,
+}
 
 impl Part {
     fn title(self) -> &'static str {
-        match self {}
+        match self {
+            Part::Whole => whole::TITLE,
+            Part::Chunked => chunked::TITLE,
+        }
     }
 
-    fn run(self, _seeds: &[u64], _figures: &mut Figures) -> Table {
-        match self {}
+    fn run(self, seeds: &[u64], figures: &mut Figures) -> Table {
+        match self {
+            Part::Whole => whole::run(seeds, figures),
+            Part::Chunked => chunked::run(seeds, figures),
+        }
     }
 
-    fn goals(self, _figures: &Figures) -> Vec<Goal> {
-        match self {}
+    fn goals(self, figures: &Figures) -> Vec<Goal> {
+        match self {
+            Part::Whole => whole::goals(figures),
+            Part::Chunked => chunked::goals(figures),
+        }
     }
 }
 
