@@ -125,12 +125,14 @@ fn imbalance(router: &Router) -> v1::Imbalance {
 }
 
 fn count(unit: &str, decisions: &[Decision]) {
-    let mut counts = [("dispatch", 0), ("hold", 0), ("refuse", 0)];
+    let mut counts = [("dispatch", 0), ("hold", 0), ("refuse", 0), ("migrate", 0), ("lost", 0)];
     for decision in decisions {
         let outcome = match decision {
             Decision::Dispatch { .. } => 0,
             Decision::Hold { .. } => 1,
             Decision::Refuse { .. } => 2,
+            Decision::Migrate { .. } => 3,
+            Decision::Lost { .. } => 4,
         };
         counts[outcome].1 += 1;
     }

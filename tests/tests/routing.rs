@@ -2,7 +2,7 @@
 
 use evenkeel_proto::v1::decision::Outcome;
 use evenkeel_proto::v1::route_event::Event;
-use evenkeel_proto::v1::{Arrive, Finish, RankState, RouteEvent, RouteRequest, RouteResponse};
+use evenkeel_proto::v1::{Arrive, Finish, RankDown, RankReport, RouteEvent, RouteRequest, RouteResponse};
 use evenkeel_tests::{Rig, Shape};
 
 fn batch(sequence: u64, now_ms: u64, events: Vec<Event>) -> RouteRequest {
@@ -11,7 +11,7 @@ fn batch(sequence: u64, now_ms: u64, events: Vec<Event>) -> RouteRequest {
 }
 
 fn arrive(request: u64, prompt_tokens: u64) -> Event {
-    Event::Arrive(Arrive { request, prompt_tokens, cached_tokens: 0 })
+    Event::Arrive(Arrive { request, prompt_tokens, ..Arrive::default() })
 }
 
 fn ranks(response: &RouteResponse) -> Vec<u32> {
@@ -43,10 +43,39 @@ fn requests_spread_over_the_ranks_and_the_ledger_outlives_a_stream() {
 #[test]
 fn a_rank_that_is_down_gets_nothing() {
     let rig = Rig::start(Shape::default());
-    let down = Event::RankState(RankState { rank: 0, up: false, ..RankState::default() });
+    let down = Event::RankDown(RankDown { rank: 0 });
     let events = std::iter::once(down).chain((1..=10).map(|r| arrive(r, 100))).collect();
     let responses = rig.route(vec![batch(1, 0, events)]);
     assert!(!ranks(&responses[0]).contains(&0));
+}
+
+#[test]
+fn requests_of_a_rank_that_goes_down_come_back_and_may_arrive_again() {
+    let rig = Rig::start(Shape::default());
+    let responses = rig.route(vec![
+        batch(1, 0, vec![arrive(1, 100)]),
+        batch(2, 1, vec![Event::RankDown(RankDown { rank: 0 }), arrive(2, 100)]),
+        batch(3, 2, vec![arrive(1, 100)]),
+    ]);
+    let Some(Outcome::Dispatch(first)) = &responses[0].decisions[0].outcome else {
+        panic!("not dispatched: {responses:?}");
+    };
+    assert_eq!((first.rank, first.number), (0, 1));
+    let lost = &responses[1].decisions[0];
+    assert!(matches!(&lost.outcome, Some(Outcome::Lost(lost)) if lost.rank == 0), "{lost:?}");
+    assert_eq!((lost.request, responses[2].decisions[0].request), (1, 1));
+    assert!(!ranks(&responses[2]).contains(&0));
+}
+
+#[test]
+fn a_report_moves_the_next_admission() {
+    let rig = Rig::start(Shape::default());
+    let report = |rank, requests| {
+        Event::Report(RankReport { rank, sequence: 1, requests, kv_used_tokens: 1000, ..RankReport::default() })
+    };
+    let reports = [9, 9, 9, 1, 9, 9].into_iter().zip(0u32..).map(|(requests, rank)| report(rank, requests));
+    let responses = rig.route(vec![batch(1, 0, reports.chain([arrive(1, 100)]).collect())]);
+    assert_eq!(ranks(&responses[0]), [3]);
 }
 
 #[test]

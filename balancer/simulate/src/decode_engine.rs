@@ -166,11 +166,7 @@ impl<A: Iterator<Item = Arrival>> DecodeEngine<A> {
         while let Some(arrival) = self.arrivals.next_if(|a| a.at_ms as f64 <= self.arrived_ms) {
             let request = RequestId(arrival.request);
             self.waiting.insert(request, (arrival.input_tokens, arrival.output_tokens));
-            events.push(RoutingEvent::Arrive {
-                request,
-                prompt_tokens: Tokens(arrival.input_tokens),
-                cached_tokens: Tokens(0),
-            });
+            events.push(RoutingEvent::arrive(request, Tokens(arrival.input_tokens), Tokens(0)));
         }
     }
 }
@@ -224,6 +220,9 @@ impl<A: Iterator<Item = Arrival>> EngineModel for DecodeEngine<A> {
                         return Err(fail("the request is not waiting"));
                     }
                     self.refused += 1;
+                }
+                Decision::Migrate { .. } | Decision::Lost { .. } => {
+                    return Err(fail("the engine moves and loses no requests"));
                 }
             }
         }

@@ -5,7 +5,7 @@ use crate::baselines::requests::{LeastRequests, RoundRobin};
 use crate::policy::{RequestPolicy, run};
 use evenkeel_core::ids::Rank;
 use evenkeel_core::policy::RoutingPolicy;
-use evenkeel_core::routing::Router;
+use evenkeel_core::routing::{DispatchNumber, Router};
 use evenkeel_core::topology::Role;
 use proptest::prelude::*;
 
@@ -157,6 +157,7 @@ fn check_wrong(decisions: &[Decision], code: &str, text: &[&str]) {
 fn a_decision_that_no_engine_can_follow_is_an_error() {
     let dispatch = |request, rank| Decision::Dispatch {
         request: RequestId(request),
+        number: DispatchNumber(1),
         rank: Rank(rank),
         microbatch: 0,
         tokens: None,

@@ -232,11 +232,7 @@ impl PrefillEngine {
             let arrived_ms = arrival.at_ms as f64;
             let prompt = Prompt { arrived_ms, rank: None, context: cached, remaining, allowed: 0 };
             self.prompts.insert(request, prompt);
-            events.push(RoutingEvent::Arrive {
-                request,
-                prompt_tokens: Tokens(arrival.input_tokens),
-                cached_tokens: Tokens(cached),
-            });
+            events.push(RoutingEvent::arrive(request, Tokens(arrival.input_tokens), Tokens(cached)));
         }
     }
 
@@ -302,6 +298,9 @@ impl EngineModel for PrefillEngine {
                     self.prompts.remove(&request);
                     self.refused += 1;
                 }),
+                Decision::Migrate { .. } | Decision::Lost { .. } => {
+                    Err("the engine moves and loses no prompts")
+                }
             };
             let now = self.clock_ms as u64;
             done.map_err(|reason| SimulationError::Decision { now, request: request.0, reason })?;

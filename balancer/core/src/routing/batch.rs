@@ -1,7 +1,9 @@
 //! Validates a whole batch before any event of it has an effect.
 
 use super::ledger::Ledger;
-use super::{EVENTS_MAX, PROMPT_TOKENS_MAX, RequestId, RoutingError, RoutingEvent, STEPS_MAX};
+use super::{
+    BLOCKS_MAX, EVENTS_MAX, KvChange, PROMPT_TOKENS_MAX, RequestId, RoutingError, RoutingEvent, STEPS_MAX,
+};
 use crate::ids::Rank;
 use crate::policy::RoutingPolicy;
 use crate::topology::Role;
@@ -14,6 +16,11 @@ const NOW_MS_MAX: u64 = 1 << 53;
 const KV_TOKENS_MAX: u64 = 1 << 50;
 /// Most requests a rank can report.
 const RANK_REQUESTS_MAX: u64 = 1 << 24;
+
+/// Most tokens of one step of a rank: far above what any engine batches.
+const STEP_TOKENS_MAX: u64 = 1 << 24;
+/// A step that takes an hour is none.
+const STEP_MICROS_MAX: u64 = 3_600_000_000;
 
 /// What a batch is checked against.
 pub(super) struct Context<'a> {
@@ -90,14 +97,22 @@ fn validate_event(
             Err(RoutingError::TokensOutOfRange { event, field, value, min, max })
         }
     };
+    let known = |rank: Rank| {
+        let ranks = context.ranks;
+        if rank.0 < ranks { Ok(()) } else { Err(RoutingError::UnknownRank { event, rank, ranks }) }
+    };
     match *content {
-        RoutingEvent::Arrive { request, prompt_tokens, cached_tokens } => {
+        RoutingEvent::Arrive {
+            request, prompt_tokens, cached_tokens, ref blocks, expected_output, ..
+        } => {
             if request.0 == 0 {
                 return Err(RoutingError::ReservedRequest { event });
             }
             let Tokens(prompt) = prompt_tokens;
             within("prompt_tokens", prompt, 1, PROMPT_TOKENS_MAX)?;
             within("cached_tokens", cached_tokens.0, 0, prompt - 1)?;
+            within("blocks", blocks.len() as u64, 0, prompt.min(BLOCKS_MAX as u64))?;
+            within("expected_output", expected_output.map_or(0, |t| t.0), 0, PROMPT_TOKENS_MAX)?;
             if seen.is_live(context.ledger, request) {
                 return Err(RoutingError::DuplicateRequest { event, request });
             }
@@ -108,16 +123,35 @@ fn validate_event(
             seen.live.insert(request, false);
         }
         RoutingEvent::Steps { count } => within("count", count.into(), 1, STEPS_MAX.into())?,
-        RoutingEvent::RankState { rank, kv_used_tokens, requests, up, .. } => {
-            if rank.0 >= context.ranks {
-                return Err(RoutingError::UnknownRank { event, rank, ranks: context.ranks });
-            }
+        RoutingEvent::Report { rank, sequence, kv_used_tokens, requests, step, .. } => {
+            known(rank)?;
+            within("sequence", sequence, 1, u64::MAX)?;
             within("kv_used_tokens", kv_used_tokens.0, 0, KV_TOKENS_MAX)?;
             within("requests", requests.into(), 0, RANK_REQUESTS_MAX)?;
-            if !up {
-                seen.down.insert(rank);
+            if let Some(step) = step {
+                within("step tokens", step.tokens.0, 0, STEP_TOKENS_MAX)?;
+                within("step pairs", step.pairs, 0, STEP_TOKENS_MAX * PROMPT_TOKENS_MAX)?;
+                within("step requests", step.requests.into(), 0, RANK_REQUESTS_MAX)?;
+                within("step kv_tokens", step.kv_tokens.0, 0, KV_TOKENS_MAX)?;
+                within("step micros", step.micros, 1, STEP_MICROS_MAX)?;
             }
         }
+        RoutingEvent::RankDown { rank } => {
+            known(rank)?;
+            seen.down.insert(rank);
+        }
+        RoutingEvent::RankUp { rank } | RoutingEvent::Drain { rank } => known(rank)?,
+        RoutingEvent::Kv { rank, sequence, ref change } => {
+            known(rank)?;
+            within("sequence", sequence, 1, u64::MAX)?;
+            match change {
+                KvChange::Stored { blocks, .. } | KvChange::Removed { blocks } => {
+                    within("blocks", blocks.len() as u64, 1, BLOCKS_MAX as u64)?;
+                }
+                KvChange::Cleared => {}
+            }
+        }
+        RoutingEvent::FirstToken { .. } => {}
         RoutingEvent::Tick => {}
     }
     Ok(())

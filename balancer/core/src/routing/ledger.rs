@@ -1,15 +1,13 @@
 //! The dispatch ledger: what the balancer gave to whom. It is the truth; reports correct it, and never
 //! overwrite what was in flight when they were made.
 
-use super::RequestId;
+use super::history::History;
+use super::{DispatchNumber, RequestId};
 use crate::decode::RankLoad;
 use crate::ids::Rank;
 use crate::prefill::{Prompt, Work};
 use crate::units::{Millis, Tokens};
-use std::collections::{BTreeMap, HashMap, VecDeque};
-
-/// Dispatches of a rank that a report can refer to: at a thousand a second and rank, a quarter of a second.
-const RECENT_MAX: usize = 256;
+use std::collections::{BTreeMap, HashMap};
 
 /// Where a unit's step count stops: at 30 ms a step, after a thousand years. KV sums of
 /// [`LIVE_MAX`](super::LIVE_MAX) requests that gained so many tokens each still fit 63 bits.
@@ -18,8 +16,8 @@ const STEPS_SUM_MAX: u64 = 1 << 40;
 /// One live request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Live {
-    /// Order of arrival while held, of the first dispatch afterwards.
-    sequence: u64,
+    /// Order of arrival while held, number of the first dispatch afterwards.
+    order: u64,
     arrived: Millis,
     /// Rank, once dispatched.
     rank: Option<Rank>,
@@ -45,20 +43,42 @@ impl Live {
     }
 }
 
+/// Whether a rank is given requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RankPhase {
+    /// It is.
+    #[default]
+    Up,
+    /// It is not, and goes on with those that it has.
+    Draining,
+    /// It does not serve.
+    Down,
+}
+
 /// What the ledger holds of one rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct RankLedger {
-    up: bool,
-    /// Live requests by order of dispatch.
+    phase: RankPhase,
+    /// Live requests by the number of their (first) dispatch.
     requests: BTreeMap<u64, RequestId>,
     /// Sum over live requests of (prompt tokens - steps at dispatch): adding requests x steps gives KV.
     kv_base: i64,
     outstanding: [Work; 2],
-    /// Last report minus the ledger at the time of the report.
+    history: History,
+    /// Of the latest report that was used; 0 before the first.
+    report_sequence: u64,
+    /// What the rank has more than the ledger, as far as its reports contradict the ledger.
     kv_difference: i64,
     requests_difference: i64,
-    /// Latest dispatches, finished ones too, so that a report can name one.
-    recent: VecDeque<(RequestId, u64)>,
+}
+
+/// Why a report was not used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ReportDrop {
+    /// Repeated, older than one that was used, or of a rank that is down.
+    Stale,
+    /// It names a dispatch that was never made: another balancer made it.
+    UnknownDispatch,
 }
 
 /// Totals of one rank, as decisions see them.
@@ -70,12 +90,12 @@ pub struct LedgerTotals {
     pub kv_tokens: Tokens,
     /// Prefill work dispatched and not known to have run.
     pub outstanding: Work,
-    /// What the last report had more (or less) than the ledger, in KV tokens.
+    /// What the rank has more (or less) than the ledger by its reports, in KV tokens.
     pub kv_difference: i64,
     /// The same in requests.
     pub requests_difference: i64,
     /// Whether the rank is given requests.
-    pub up: bool,
+    pub phase: RankPhase,
 }
 
 /// Requests by name, and their sums by rank.
@@ -86,26 +106,21 @@ pub(super) struct Ledger {
     held: BTreeMap<u64, RequestId>,
     ranks: Vec<RankLedger>,
     steps: u64,
-    last_sequence: u64,
+    /// Requests that ever arrived.
+    arrivals: u64,
+    /// Number of the latest dispatch.
+    dispatches: u64,
 }
 
 impl Ledger {
     pub(super) fn new(ranks: u16) -> Self {
-        let rank = RankLedger {
-            up: true,
-            requests: BTreeMap::new(),
-            kv_base: 0,
-            outstanding: [Work::default(); 2],
-            kv_difference: 0,
-            requests_difference: 0,
-            recent: VecDeque::new(),
-        };
         Self {
             live: HashMap::new(),
             held: BTreeMap::new(),
-            ranks: vec![rank; ranks.into()],
+            ranks: vec![RankLedger::new(RankPhase::Up, 0); ranks.into()],
             steps: 0,
-            last_sequence: 0,
+            arrivals: 0,
+            dispatches: 0,
         }
     }
 
@@ -126,21 +141,21 @@ impl Ledger {
     }
 
     pub(super) fn any_up(&self) -> bool {
-        self.ranks.iter().any(|rank| rank.up)
+        self.ranks.iter().any(|rank| rank.phase == RankPhase::Up)
     }
 
     pub(super) fn oldest_held(&self) -> Option<Millis> {
         self.held.values().next().map(|request| self.live[request].arrived)
     }
 
-    /// Number of the latest arrival or first dispatch.
-    pub(super) fn last_sequence(&self) -> u64 {
-        self.last_sequence
+    /// Requests that ever arrived.
+    pub(super) fn arrivals(&self) -> u64 {
+        self.arrivals
     }
 
-    /// Held requests that arrived after the sequence number, oldest first.
-    pub(super) fn held_since(&self, sequence: u64) -> impl Iterator<Item = RequestId> + '_ {
-        self.held.range(sequence + 1..).map(|(_, &request)| request)
+    /// Held requests but for the first so many that ever arrived, oldest first.
+    pub(super) fn held_since(&self, arrivals: u64) -> impl Iterator<Item = RequestId> + '_ {
+        self.held.range(arrivals + 1..).map(|(_, &request)| request)
     }
 
     /// Held requests with all they need, oldest first.
@@ -154,8 +169,10 @@ impl Ledger {
         requests.map(|&request| (request, self.live[&request].rest())).filter(|(_, p)| p.remaining > 0)
     }
 
-    pub(super) fn ranks_up(&self) -> impl Iterator<Item = Rank> + '_ {
-        (0u16..).map(Rank).zip(&self.ranks).filter(|(_, ledger)| ledger.up).map(|(rank, _)| rank)
+    /// Ranks in this phase, in their order.
+    pub(super) fn ranks_in(&self, phase: RankPhase) -> impl Iterator<Item = Rank> + '_ {
+        let ranks = (0u16..).map(Rank).zip(&self.ranks);
+        ranks.filter(move |(_, ledger)| ledger.phase == phase).map(|(rank, _)| rank)
     }
 
     pub(super) fn outstanding(&self, rank: Rank) -> [Work; 2] {
@@ -167,7 +184,7 @@ impl Ledger {
         self.ranks.iter().map(|rank| RankLoad {
             kv_tokens: (rank.kv(self.steps) as i64).saturating_add(rank.kv_difference).max(0) as u64,
             requests: (rank.requests.len() as i64).saturating_add(rank.requests_difference).max(0) as u64,
-            up: rank.up,
+            up: rank.phase == RankPhase::Up,
         })
     }
 
@@ -178,15 +195,15 @@ impl Ledger {
             outstanding: ledger.outstanding[0] + ledger.outstanding[1],
             kv_difference: ledger.kv_difference,
             requests_difference: ledger.requests_difference,
-            up: ledger.up,
+            phase: ledger.phase,
         })
     }
 
     pub(super) fn hold(&mut self, request: RequestId, now: Millis, prompt: Tokens, cached: Tokens) {
-        let sequence = self.sequence();
+        self.arrivals += 1;
         let narrow = |tokens: Tokens| u32::try_from(tokens.0).expect("validated against PROMPT_TOKENS_MAX");
         let live = Live {
-            sequence,
+            order: self.arrivals,
             arrived: now,
             rank: None,
             microbatch: 0,
@@ -198,28 +215,30 @@ impl Ledger {
         };
         let before = self.live.insert(request, live);
         assert!(before.is_none(), "validated: request {request:?} is not live");
-        self.held.insert(sequence, request);
-    }
-
-    fn sequence(&mut self) -> u64 {
-        self.last_sequence += 1;
-        self.last_sequence
+        self.held.insert(self.arrivals, request);
     }
 
     /// Gives `tokens` more (`None`: all that are left) of a request to `rank`.
-    pub(super) fn dispatch(&mut self, request: RequestId, rank: Rank, microbatch: u8, tokens: Option<u64>) {
-        let next = self.sequence();
-        let steps = self.steps;
+    pub(super) fn dispatch(
+        &mut self,
+        request: RequestId,
+        rank: Rank,
+        microbatch: u8,
+        tokens: Option<u64>,
+    ) -> DispatchNumber {
+        self.dispatches += 1;
+        let (number, steps) = (self.dispatches, self.steps);
         let live = self.live.get_mut(&request).expect("only live requests are dispatched");
         let ledger = &mut self.ranks[rank.index()];
-        assert!(ledger.up, "rank {rank} is down");
         match live.rank {
             None => {
-                self.held.remove(&live.sequence);
-                (live.rank, live.sequence, live.steps_at) = (Some(rank), next, steps);
-                ledger.requests.insert(next, request);
+                assert_eq!(ledger.phase, RankPhase::Up, "rank {rank} takes no requests");
+                self.held.remove(&live.order);
+                (live.rank, live.order, live.steps_at) = (Some(rank), number, steps);
+                ledger.reach(steps);
+                ledger.requests.insert(number, request);
                 ledger.kv_base += live.kv_base();
-                ledger.remember(request, next);
+                ledger.history.dispatched(number, ledger.requests.len() as u64, ledger.kv(steps));
             }
             Some(pinned) => assert_eq!(pinned, rank, "a request stays on its rank"),
         }
@@ -230,6 +249,20 @@ impl Ledger {
         assert!(tokens <= rest, "a chunk longer than its prompt");
         live.given += tokens as u32;
         ledger.outstanding[usize::from(live.microbatch)] += live.outstanding();
+        DispatchNumber(number)
+    }
+
+    /// All that was given of a request has run; `false` when it is on no rank.
+    pub(super) fn ran(&mut self, request: RequestId) -> bool {
+        let Some(live) = self.live.get_mut(&request) else {
+            return false;
+        };
+        let Some(rank) = live.rank else {
+            return false;
+        };
+        self.ranks[rank.index()].outstanding[usize::from(live.microbatch)] -= live.outstanding();
+        live.run = live.given;
+        true
     }
 
     /// Forgets a request; `false` when it was not live.
@@ -239,12 +272,14 @@ impl Ledger {
         };
         match live.rank {
             None => {
-                self.held.remove(&live.sequence);
+                self.held.remove(&live.order);
             }
             Some(rank) => {
                 let ledger = &mut self.ranks[rank.index()];
-                ledger.requests.remove(&live.sequence);
+                ledger.reach(self.steps);
+                ledger.requests.remove(&live.order);
                 ledger.kv_base -= live.kv_base();
+                ledger.reach(self.steps);
                 ledger.outstanding[usize::from(live.microbatch)] -= live.outstanding();
             }
         }
@@ -267,53 +302,58 @@ impl Ledger {
         }
     }
 
-    /// Forgets the rank's requests and gives it no more; returns how many.
-    pub(super) fn take_down(&mut self, rank: Rank) -> usize {
-        let ledger = &mut self.ranks[rank.index()];
-        let gone = std::mem::take(&mut ledger.requests);
-        for request in gone.values() {
+    /// Takes the rank and its requests away; returns these in the order of their dispatch.
+    pub(super) fn take_down(&mut self, rank: Rank) -> Vec<RequestId> {
+        let down = RankLedger::new(RankPhase::Down, self.dispatches);
+        let gone = std::mem::replace(&mut self.ranks[rank.index()], down).requests;
+        let requests: Vec<RequestId> = gone.into_values().collect();
+        for request in &requests {
             self.live.remove(request);
         }
-        *ledger = RankLedger {
-            up: false,
-            requests: BTreeMap::new(),
-            kv_base: 0,
-            outstanding: [Work::default(); 2],
-            kv_difference: 0,
-            requests_difference: 0,
-            recent: VecDeque::new(),
-        };
-        gone.len()
+        requests
     }
 
-    /// Takes a report of a rank that is up. `false` when the request it names is too long ago to tell what
-    /// was in flight: the loads of such a report are not used.
+    /// The rank takes requests: a new one if it was down, and its reports count from anew.
+    pub(super) fn bring_up(&mut self, rank: Rank) {
+        let dispatches = self.dispatches;
+        let ledger = &mut self.ranks[rank.index()];
+        if ledger.phase == RankPhase::Down {
+            *ledger = RankLedger::new(RankPhase::Up, dispatches);
+        }
+        (ledger.phase, ledger.report_sequence) = (RankPhase::Up, 0);
+    }
+
+    /// The rank takes no more requests, unless it is down anyhow.
+    pub(super) fn drain(&mut self, rank: Rank) {
+        let ledger = &mut self.ranks[rank.index()];
+        if ledger.phase == RankPhase::Up {
+            ledger.phase = RankPhase::Draining;
+        }
+    }
+
+    /// Takes a report, number `sequence` of the rank's, which had received the dispatches up to `as_of`.
     pub(super) fn correct(
         &mut self,
         rank: Rank,
-        kv: Tokens,
+        sequence: u64,
+        as_of: DispatchNumber,
         requests: u32,
-        as_of: Option<RequestId>,
-    ) -> bool {
-        let (steps, live) = (self.steps, &self.live);
+        kv: Tokens,
+    ) -> Result<(), ReportDrop> {
         let ledger = &mut self.ranks[rank.index()];
-        ledger.up = true;
-        let heard = match as_of {
-            None => 0,
-            Some(request) => match ledger.recent.iter().rev().find(|(r, _)| *r == request) {
-                Some((_, sequence)) => *sequence,
-                None => return false,
-            },
-        };
-        let in_flight = ledger.requests.range(heard + 1..);
-        let (mut flying, mut flying_kv) = (0i64, 0i64);
-        for (_, request) in in_flight {
-            flying += 1;
-            flying_kv += live[request].kv(steps);
+        if ledger.phase == RankPhase::Down || sequence <= ledger.report_sequence {
+            return Err(ReportDrop::Stale);
         }
-        ledger.kv_difference = kv.0 as i64 + flying_kv - ledger.kv(steps) as i64;
-        ledger.requests_difference = i64::from(requests) + flying - ledger.requests.len() as i64;
-        true
+        if as_of.0 > self.dispatches {
+            return Err(ReportDrop::UnknownDispatch);
+        }
+        ledger.report_sequence = sequence;
+        ledger.reach(self.steps);
+        let before = (ledger.requests_difference, ledger.kv_difference);
+        let reported = (u64::from(requests), kv.0);
+        (ledger.requests_difference, ledger.kv_difference) =
+            ledger.history.differences(as_of.0, reported, before);
+        Ok(())
     }
 
     /// Sums over live requests, to be compared with the totals that are kept.
@@ -336,21 +376,34 @@ impl Live {
         i64::from(self.prompt) - self.steps_at as i64
     }
 
+    #[cfg(test)]
     fn kv(&self, steps: u64) -> i64 {
         self.kv_base() + steps as i64
     }
 }
 
 impl RankLedger {
+    /// An empty rank, when the unit's latest dispatch is `number`.
+    fn new(phase: RankPhase, number: u64) -> Self {
+        Self {
+            phase,
+            requests: BTreeMap::new(),
+            kv_base: 0,
+            outstanding: [Work::default(); 2],
+            history: History::new(number),
+            report_sequence: 0,
+            kv_difference: 0,
+            requests_difference: 0,
+        }
+    }
+
     fn kv(&self, steps: u64) -> u64 {
         let kv = self.kv_base + self.requests.len() as i64 * steps as i64;
         u64::try_from(kv).expect("KV is a sum over requests, each of which has at least its prompt")
     }
 
-    fn remember(&mut self, request: RequestId, sequence: u64) {
-        if self.recent.len() == RECENT_MAX {
-            self.recent.pop_front();
-        }
-        self.recent.push_back((request, sequence));
+    /// Tells the history what there is. To be called before and after every change.
+    fn reach(&mut self, steps: u64) {
+        self.history.reach(self.requests.len() as u64, self.kv(steps));
     }
 }

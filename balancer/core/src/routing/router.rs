@@ -1,7 +1,7 @@
 //! One unit's router: validates a batch, keeps the ledger, asks the solvers.
 
 use super::batch::{Context, validate};
-use super::ledger::{Ledger, LedgerTotals};
+use super::ledger::{Ledger, LedgerTotals, RankPhase, ReportDrop};
 use super::{
     Decision, LIVE_MAX, PROMPT_TOKENS_MAX, REFUSED_NO_RANK_UP, RequestId, RoutingError, RoutingEvent,
 };
@@ -22,14 +22,18 @@ const COHORT_WAIT_MAX_MS: u64 = 60_000;
 pub struct RouterCounters {
     /// Requests dispatched, each once whatever its chunks.
     pub dispatched: u64,
-    /// Arrivals refused because no rank was up.
+    /// Arrivals refused because no rank took requests.
     pub refused: u64,
-    /// Requests forgotten because their rank went down.
-    pub forgotten: u64,
+    /// Requests lost with their rank.
+    pub lost: u64,
     /// Finish events for requests that were not live.
     pub unknown_finishes: u64,
-    /// Reports whose loads were not used because they name a request too long ago.
+    /// First tokens of requests that no rank has.
+    pub unknown_first_tokens: u64,
+    /// Reports dropped: repeated, older than one that was used, or of a rank that is down.
     pub stale_reports: u64,
+    /// Reports dropped because they name a dispatch that this router never made.
+    pub foreign_reports: u64,
     /// Cohorts or rounds planned.
     pub cohorts: u64,
 }
@@ -93,7 +97,7 @@ impl Router {
         };
         validate(&context, now, events)?;
         self.last = now;
-        let before = self.ledger.last_sequence();
+        let before = self.ledger.arrivals();
         let mut decisions = Vec::new();
         for event in events {
             self.take(now, event, &mut decisions);
@@ -110,7 +114,7 @@ impl Router {
             RoutingEvent::Arrive { request, .. } if !self.ledger.any_up() => {
                 decisions.push(self.refuse(request));
             }
-            RoutingEvent::Arrive { request, prompt_tokens, cached_tokens } => {
+            RoutingEvent::Arrive { request, prompt_tokens, cached_tokens, .. } => {
                 let cached = if self.role == Role::Prefill { cached_tokens } else { Tokens(0) };
                 self.ledger.hold(request, now, prompt_tokens, cached);
             }
@@ -124,29 +128,52 @@ impl Router {
                 Role::Prefill if self.policy.round_tokens.is_none() => {}
                 Role::Prefill => self.ledger.ran_all(),
             },
-            RoutingEvent::RankState { rank, kv_used_tokens, requests, as_of_request, up: true } => {
-                let used = self.ledger.correct(rank, kv_used_tokens, requests, as_of_request);
-                self.counters.stale_reports += u64::from(!used);
+            RoutingEvent::FirstToken { request } => {
+                let known = self.ledger.ran(request);
+                self.counters.unknown_first_tokens += u64::from(!known);
             }
-            RoutingEvent::RankState { rank, up: false, .. } => {
-                self.counters.forgotten += self.ledger.take_down(rank) as u64;
-                if !self.ledger.any_up() {
-                    let held: Vec<RequestId> =
-                        self.ledger.held_prompts().map(|(request, _)| request).collect();
-                    for request in held {
-                        self.ledger.finish(request);
-                        decisions.push(self.refuse(request));
-                    }
+            RoutingEvent::Report { rank, sequence, as_of, kv_used_tokens, requests, .. } => {
+                let as_of = as_of.unwrap_or_default();
+                match self.ledger.correct(rank, sequence, as_of, requests, kv_used_tokens) {
+                    Ok(()) => {}
+                    Err(ReportDrop::Stale) => self.counters.stale_reports += 1,
+                    Err(ReportDrop::UnknownDispatch) => self.counters.foreign_reports += 1,
                 }
             }
+            RoutingEvent::RankDown { rank } => {
+                let lost = self.ledger.take_down(rank);
+                self.counters.lost += lost.len() as u64;
+                decisions.extend(lost.into_iter().map(|request| Decision::Lost { request, rank }));
+                self.refuse_all_without_ranks(decisions);
+            }
+            RoutingEvent::Drain { rank } => {
+                self.ledger.drain(rank);
+                self.refuse_all_without_ranks(decisions);
+            }
+            RoutingEvent::RankUp { rank } => self.ledger.bring_up(rank),
+            RoutingEvent::Kv { .. } => {}
             RoutingEvent::Tick => {}
+        }
+    }
+
+    /// Nothing is held that no rank could take.
+    fn refuse_all_without_ranks(&mut self, decisions: &mut Vec<Decision>) {
+        if self.ledger.any_up() {
+            return;
+        }
+        let held: Vec<RequestId> = self.ledger.held_prompts().map(|(request, _)| request).collect();
+        for request in held {
+            self.ledger.finish(request);
+            decisions.push(self.refuse(request));
         }
     }
 
     fn refuse(&mut self, request: RequestId) -> Decision {
         self.counters.refused += 1;
-        let message =
-            format!("all {} ranks of the unit are down: send the request to another unit", self.ranks);
+        let message = format!(
+            "all {} ranks of the unit are down or draining: send the request to another unit",
+            self.ranks
+        );
         Decision::Refuse { request, code: REFUSED_NO_RANK_UP, message }
     }
 
@@ -159,13 +186,13 @@ impl Router {
                 admit(self.ledger.loads(), prompt.remaining).expect("requests are held if a rank is up");
             let rank = Rank(index as u16);
             // The KV comes from a prefill unit: the rank has no prompt tokens to run.
-            self.ledger.dispatch(request, rank, 0, Some(0));
+            let number = self.ledger.dispatch(request, rank, 0, Some(0));
             self.counters.dispatched += 1;
-            decisions.push(Decision::Dispatch { request, rank, microbatch: 0, tokens: None });
+            decisions.push(Decision::Dispatch { request, number, rank, microbatch: 0, tokens: None });
         }
     }
 
-    /// `before`: the ledger's sequence number before the batch.
+    /// `before`: requests that had arrived before the batch.
     fn decide_prefill(
         &mut self,
         now: Millis,
@@ -175,12 +202,18 @@ impl Router {
     ) {
         let oldest = self.ledger.oldest_held();
         let overdue = oldest.is_some_and(|arrived| now.since(arrived) >= self.policy.cohort_wait_max_ms);
-        if self.ledger.any_up() && (overdue || events.contains(&RoutingEvent::Tick)) {
-            let dispatches = match self.policy.round_tokens {
-                Some(round_tokens) => self.dispatch_round(round_tokens),
-                None => self.dispatch_cohort(),
-            };
-            decisions.extend(dispatches);
+        if overdue || events.contains(&RoutingEvent::Tick) {
+            match self.policy.round_tokens {
+                // What began on a draining rank ends there; nothing begins there any more.
+                Some(round_tokens) => {
+                    let draining: Vec<Rank> = self.ledger.ranks_in(RankPhase::Draining).collect();
+                    self.dispatch_round(&draining, Vec::new(), round_tokens, decisions);
+                    let up: Vec<Rank> = self.ledger.ranks_in(RankPhase::Up).collect();
+                    let held = self.ledger.held_prompts().collect();
+                    self.dispatch_round(&up, held, round_tokens, decisions);
+                }
+                None => decisions.extend(self.dispatch_cohort()),
+            }
         }
         decisions.extend(self.ledger.held_since(before).map(|request| Decision::Hold { request }));
     }
@@ -191,7 +224,7 @@ impl Router {
         if held.is_empty() {
             return Vec::new();
         }
-        let up: Vec<Rank> = self.ledger.ranks_up().collect();
+        let up: Vec<Rank> = self.ledger.ranks_in(RankPhase::Up).collect();
         let carried = up.iter().flat_map(|&rank| self.ledger.outstanding(rank)).collect();
         let items = held.iter().map(|(_, prompt)| Item::from(*prompt)).collect();
         let assignment = assign(&Cohort { carried, items });
@@ -199,17 +232,24 @@ impl Router {
         let mut decisions = Vec::with_capacity(held.len());
         for (&(request, _), bin) in held.iter().zip(assignment.bin_of) {
             let (rank, microbatch) = (up[bin / MICROBATCHES], (bin % MICROBATCHES) as u8);
-            self.ledger.dispatch(request, rank, microbatch, None);
+            let number = self.ledger.dispatch(request, rank, microbatch, None);
             self.counters.dispatched += 1;
-            decisions.push(Decision::Dispatch { request, rank, microbatch, tokens: None });
+            decisions.push(Decision::Dispatch { request, number, rank, microbatch, tokens: None });
         }
         decisions
     }
 
-    /// Every rank gets its next chunks.
-    fn dispatch_round(&mut self, round_tokens: u64) -> Vec<Decision> {
-        let up: Vec<Rank> = self.ledger.ranks_up().collect();
-        let held: Vec<(RequestId, Prompt)> = self.ledger.held_prompts().collect();
+    /// Each of these ranks gets its next chunks.
+    fn dispatch_round(
+        &mut self,
+        up: &[Rank],
+        held: Vec<(RequestId, Prompt)>,
+        round_tokens: u64,
+        decisions: &mut Vec<Decision>,
+    ) {
+        if up.is_empty() {
+            return;
+        }
         let pinned: Vec<Vec<(RequestId, Prompt)>> =
             up.iter().map(|&rank| self.ledger.pinned_prompts(rank).collect()).collect();
         let backlogs: Vec<RankBacklog> = up
@@ -224,10 +264,9 @@ impl Router {
         let prompts: Vec<Prompt> = held.iter().map(|(_, prompt)| *prompt).collect();
         let round = plan_round(&backlogs, &prompts, round_tokens);
         if round.chunks.is_empty() {
-            return Vec::new();
+            return;
         }
         self.note_cohort(round.chunks.len(), round.tokens, round.attention);
-        let mut decisions = Vec::with_capacity(round.chunks.len());
         for chunk in &round.chunks {
             let rank = up[chunk.rank];
             let request = match chunk.prompt {
@@ -235,15 +274,15 @@ impl Router {
                 Source::Held(index) => held[index].0,
             };
             self.counters.dispatched += u64::from(self.ledger.rank_of(request).is_none());
-            self.ledger.dispatch(request, rank, chunk.microbatch, Some(chunk.tokens));
+            let number = self.ledger.dispatch(request, rank, chunk.microbatch, Some(chunk.tokens));
             decisions.push(Decision::Dispatch {
                 request,
+                number,
                 rank,
                 microbatch: chunk.microbatch,
                 tokens: Some(Tokens(chunk.tokens)),
             });
         }
-        decisions
     }
 
     fn note_cohort(&mut self, dispatches: usize, tokens: Imbalance, attention: Imbalance) {

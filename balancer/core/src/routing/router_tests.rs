@@ -1,7 +1,9 @@
 //! Properties of [`Router`] under any order of events, and its refusals one by one.
 
 use super::*;
-use crate::routing::{EVENTS_MAX, STEPS_MAX};
+use crate::routing::{
+    BlockHash, DispatchNumber, EVENTS_MAX, KvChange, Priority, STEPS_MAX, StepReport, TenantId,
+};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -10,11 +12,7 @@ const LONG_TOKENS: u64 = 5000;
 const ROUND_TOKENS: u64 = 500;
 
 fn arrive(request: u64, prompt: u64, cached: u64) -> RoutingEvent {
-    RoutingEvent::Arrive {
-        request: RequestId(request),
-        prompt_tokens: Tokens(prompt),
-        cached_tokens: Tokens(cached),
-    }
+    RoutingEvent::arrive(RequestId(request), Tokens(prompt), Tokens(cached))
 }
 
 fn finish(request: u64) -> RoutingEvent {
@@ -25,30 +23,74 @@ fn steps(count: u32) -> RoutingEvent {
     RoutingEvent::Steps { count }
 }
 
-/// A report of a rank that is up; `as_of` 0 for none.
-fn report(rank: u16, kv: u64, requests: u32, as_of: u64) -> RoutingEvent {
-    let as_of_request = (as_of > 0).then_some(RequestId(as_of));
-    RoutingEvent::RankState {
+fn first_token(request: u64) -> RoutingEvent {
+    RoutingEvent::FirstToken { request: RequestId(request) }
+}
+
+/// Report number `sequence` of a rank; `as_of` 0 for none.
+fn report(rank: u16, sequence: u64, kv: u64, requests: u32, as_of: u64) -> RoutingEvent {
+    RoutingEvent::Report {
         rank: Rank(rank),
+        sequence,
+        as_of: (as_of > 0).then_some(DispatchNumber(as_of)),
         kv_used_tokens: Tokens(kv),
         requests,
-        as_of_request,
-        up: true,
+        step: None,
     }
 }
 
 fn down(rank: u16) -> RoutingEvent {
-    RoutingEvent::RankState {
-        rank: Rank(rank),
+    RoutingEvent::RankDown { rank: Rank(rank) }
+}
+
+fn up(rank: u16) -> RoutingEvent {
+    RoutingEvent::RankUp { rank: Rank(rank) }
+}
+
+fn drain(rank: u16) -> RoutingEvent {
+    RoutingEvent::Drain { rank: Rank(rank) }
+}
+
+fn kv(rank: u16, sequence: u64, blocks: &[u64]) -> RoutingEvent {
+    let blocks = blocks.iter().copied().map(BlockHash).collect();
+    RoutingEvent::Kv { rank: Rank(rank), sequence, change: KvChange::Stored { parent: None, blocks } }
+}
+
+/// A report of rank 0 with a step that is valid but for the change.
+fn step(change: impl Fn(&mut StepReport)) -> RoutingEvent {
+    let mut step = StepReport { micros: 1, ..StepReport::default() };
+    change(&mut step);
+    RoutingEvent::Report {
+        rank: Rank(0),
+        sequence: 1,
+        as_of: None,
         kv_used_tokens: Tokens(0),
         requests: 0,
-        as_of_request: None,
-        up: false,
+        step: Some(step),
     }
 }
 
-fn dispatched(request: u64, rank: u16) -> Decision {
-    Decision::Dispatch { request: RequestId(request), rank: Rank(rank), microbatch: 0, tokens: None }
+/// An arrival with so many blocks.
+fn with_blocks(request: u64, prompt: u64, count: u64) -> RoutingEvent {
+    RoutingEvent::Arrive {
+        request: RequestId(request),
+        prompt_tokens: Tokens(prompt),
+        cached_tokens: Tokens(0),
+        tenant: TenantId(0),
+        priority: Priority::Interactive,
+        blocks: (1..=count).map(BlockHash).collect(),
+        expected_output: None,
+    }
+}
+
+fn dispatched(request: u64, number: u64, rank: u16) -> Decision {
+    Decision::Dispatch {
+        request: RequestId(request),
+        number: DispatchNumber(number),
+        rank: Rank(rank),
+        microbatch: 0,
+        tokens: None,
+    }
 }
 
 fn held(request: u64) -> Decision {
@@ -83,11 +125,17 @@ enum Op {
     Steps(u32),
     Report {
         rank: u16,
+        sequence: u64,
         kv: u64,
         requests: u32,
+        back: u64,
+    },
+    FirstToken {
         back: usize,
     },
     Down(u16),
+    Up(u16),
+    Drain(u16),
     Tick,
     /// Events that no router takes.
     Broken(RoutingEvent),
@@ -101,7 +149,11 @@ fn op() -> impl Strategy<Value = Op> {
         Just(arrive(1 << 40, 0, 0)),
         Just(arrive(1 << 40, 5, 5)),
         Just(steps(0)),
-        Just(report(99, 0, 0, 0)),
+        Just(report(99, 1, 0, 0, 0)),
+        Just(report(0, 0, 0, 0, 0)),
+        Just(down(99)),
+        Just(up(99)),
+        Just(drain(99)),
     ];
     prop_oneof![
         24 => arrival.prop_map(|(prompt, cached_percent)| Op::Arrive { prompt, cached_percent }),
@@ -109,9 +161,13 @@ fn op() -> impl Strategy<Value = Op> {
         10 => (0..30usize).prop_map(|back| Op::Finish { back }),
         1 => Just(Op::FinishUnknown),
         4 => (1..4u32).prop_map(Op::Steps),
-        4 => (0..4u16, 0..9000u64, 0..20u32, 0..30usize)
-            .prop_map(|(rank, kv, requests, back)| Op::Report { rank, kv, requests, back }),
+        4 => (0..4u16, 1..30u64, 0..9000u64, 0..20u32, 0..30u64).prop_map(
+            |(rank, sequence, kv, requests, back)| Op::Report { rank, sequence, kv, requests, back }
+        ),
+        3 => (0..30usize).prop_map(|back| Op::FirstToken { back }),
         2 => (0..4u16).prop_map(Op::Down),
+        3 => (0..4u16).prop_map(Op::Up),
+        2 => (0..4u16).prop_map(Op::Drain),
         6 => Just(Op::Tick),
         1 => broken.prop_map(Op::Broken),
     ]
@@ -131,11 +187,21 @@ struct Known {
     given: u64,
 }
 
+/// What a router owes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    /// Any decision about an arrival that it can take.
+    Any(RequestId),
+    Refusal(RequestId),
+    Loss(RequestId, Rank),
+}
+
 /// Checks every decision of a router against what was said to it before.
 struct Witness {
     router: Router,
     role: Role,
-    up: Vec<bool>,
+    phases: Vec<RankPhase>,
+    dispatches: u64,
     now: u64,
     next_request: u64,
     known: BTreeMap<RequestId, Known>,
@@ -149,7 +215,8 @@ impl Witness {
         Self {
             router: Router::new(role, ranks, policy.clone()).unwrap(),
             role,
-            up: vec![true; ranks.into()],
+            phases: vec![RankPhase::Up; ranks.into()],
+            dispatches: 0,
             now: 0,
             next_request: 1,
             known: BTreeMap::new(),
@@ -159,7 +226,7 @@ impl Witness {
     }
 
     fn name(&mut self, op: &Op) -> RoutingEvent {
-        let ranks = self.up.len() as u16;
+        let ranks = self.phases.len() as u16;
         let used = |back: usize| self.next_request.saturating_sub(1 + back as u64).max(1);
         match *op {
             Op::Arrive { prompt, cached_percent } => {
@@ -170,10 +237,15 @@ impl Witness {
             Op::Finish { back } => finish(used(back)),
             Op::FinishUnknown => finish(u64::MAX),
             Op::Steps(count) => steps(count),
-            Op::Report { rank, kv, requests, back } => {
-                report(rank % ranks, kv, requests, if back == 0 { 0 } else { used(back) })
+            // Some name dispatches that are to come.
+            Op::Report { rank, sequence, kv, requests, back } => {
+                let as_of = (self.dispatches + 2).saturating_sub(back);
+                report(rank % ranks, sequence, kv, requests, as_of)
             }
+            Op::FirstToken { back } => first_token(used(back)),
             Op::Down(rank) => down(rank % ranks),
+            Op::Up(rank) => up(rank % ranks),
+            Op::Drain(rank) => drain(rank % ranks),
             Op::Tick => RoutingEvent::Tick,
             Op::Broken(ref event) => event.clone(),
         }
@@ -194,82 +266,114 @@ impl Witness {
         self.check_ledger();
     }
 
-    /// Takes the events. Returns the requests that must be answered now, each with whether it is refused.
-    fn hear(&mut self, events: &[RoutingEvent]) -> VecDeque<(RequestId, bool)> {
-        let mut answers: VecDeque<(RequestId, bool)> = VecDeque::new();
+    /// Takes the events. Returns what must be answered now, in any order.
+    fn hear(&mut self, events: &[RoutingEvent]) -> VecDeque<Answer> {
+        let mut answers: VecDeque<Answer> = VecDeque::new();
         for event in events {
             match *event {
-                RoutingEvent::Arrive { request, .. } if !self.up.contains(&true) => {
-                    answers.push_back((request, true));
+                RoutingEvent::Arrive { request, .. } if !self.phases.contains(&RankPhase::Up) => {
+                    answers.push_back(Answer::Refusal(request));
                 }
-                RoutingEvent::Arrive { request, prompt_tokens, cached_tokens } => {
+                RoutingEvent::Arrive { request, prompt_tokens, cached_tokens, .. } => {
                     let uncached = prompt_tokens.0 - cached_tokens.0;
                     let before = self.known.insert(request, Known { uncached, rank: None, given: 0 });
                     assert_eq!(before, None, "{request:?} was taken while it is live");
-                    answers.push_back((request, false));
+                    answers.push_back(Answer::Any(request));
                 }
                 RoutingEvent::Finish { request } => {
                     let known = self.known.remove(&request).is_some();
                     self.counted.unknown_finishes += u64::from(!known);
-                    answers.retain(|&(answered, refused)| refused || answered != request);
+                    answers.retain(|&answer| answer != Answer::Any(request));
                 }
-                RoutingEvent::RankState { rank, up, .. } => {
-                    self.up[rank.index()] = up;
-                    if !up {
-                        self.forget(rank, &mut answers);
+                RoutingEvent::FirstToken { request } => {
+                    let known = self.known.get(&request).is_some_and(|known| known.rank.is_some());
+                    self.counted.unknown_first_tokens += u64::from(!known);
+                }
+                RoutingEvent::RankDown { rank } => {
+                    self.phases[rank.index()] = RankPhase::Down;
+                    let lost: Vec<RequestId> = self.on(Some(rank)).collect();
+                    self.counted.lost += lost.len() as u64;
+                    self.known.retain(|_, known| known.rank != Some(rank));
+                    answers.extend(lost.into_iter().map(|request| Answer::Loss(request, rank)));
+                    self.refuse_without_ranks(&mut answers);
+                }
+                RoutingEvent::Drain { rank } => {
+                    if self.phases[rank.index()] == RankPhase::Up {
+                        self.phases[rank.index()] = RankPhase::Draining;
                     }
+                    self.refuse_without_ranks(&mut answers);
                 }
-                RoutingEvent::Steps { .. } | RoutingEvent::Tick => {}
+                RoutingEvent::RankUp { rank } => self.phases[rank.index()] = RankPhase::Up,
+                RoutingEvent::Report { .. }
+                | RoutingEvent::Kv { .. }
+                | RoutingEvent::Steps { .. }
+                | RoutingEvent::Tick => {}
             }
         }
         answers
     }
 
-    fn forget(&mut self, rank: Rank, answers: &mut VecDeque<(RequestId, bool)>) {
-        let before = self.known.len();
-        self.known.retain(|_, known| known.rank != Some(rank));
-        self.counted.forgotten += (before - self.known.len()) as u64;
-        if !self.up.contains(&true) {
-            answers.retain(|&(_, refused)| refused);
-            answers.extend(self.known.keys().map(|&request| (request, true)));
-            self.known.clear();
+    fn refuse_without_ranks(&mut self, answers: &mut VecDeque<Answer>) {
+        if !self.phases.contains(&RankPhase::Up) {
+            answers.retain(|answer| !matches!(answer, Answer::Any(_)));
+            answers.extend(self.on(None).map(Answer::Refusal));
+            self.known.retain(|_, known| known.rank.is_some());
         }
     }
 
-    fn follow(&mut self, decisions: &[Decision], mut answers: VecDeque<(RequestId, bool)>) {
+    /// Requests on a rank, or on none.
+    fn on(&self, rank: Option<Rank>) -> impl Iterator<Item = RequestId> + '_ {
+        self.known.iter().filter(move |(_, known)| known.rank == rank).map(|(&request, _)| request)
+    }
+
+    fn follow(&mut self, decisions: &[Decision], mut answers: VecDeque<Answer>) {
         let mut seen = Vec::new();
         for decision in decisions {
             let request = decision.request();
+            let mut owed = |answer: Answer| {
+                let place = answers.iter().position(|&a| a == answer);
+                answers.remove(place.unwrap_or_else(|| panic!("{decision:?} is not called for")));
+            };
             match decision {
                 Decision::Refuse { code, .. } => {
                     assert_eq!(*code, REFUSED_NO_RANK_UP);
-                    let place = answers.iter().position(|&a| a == (request, true));
-                    answers.remove(place.expect("only what has nowhere to go is refused"));
+                    owed(Answer::Refusal(request));
                     self.counted.refused += 1;
                     continue;
                 }
+                Decision::Lost { rank, .. } => {
+                    owed(Answer::Loss(request, *rank));
+                    continue;
+                }
+                Decision::Migrate { .. } => panic!("no policy here migrates"),
                 Decision::Hold { .. } => {
                     assert_eq!(self.role, Role::Prefill, "decode admits at once");
                     assert_eq!(self.known[&request].rank, None, "a dispatched request is held");
-                    assert!(answers.contains(&(request, false)), "{request:?} was held before");
+                    assert!(answers.contains(&Answer::Any(request)), "{request:?} was held before");
                 }
-                Decision::Dispatch { rank, microbatch, tokens, .. } => {
+                Decision::Dispatch { number, rank, microbatch, tokens, .. } => {
+                    self.dispatches += 1;
+                    assert_eq!(number.0, self.dispatches);
                     self.give(request, *rank, tokens.map(|t| t.0));
                     assert!(usize::from(*microbatch) < MICROBATCHES);
                 }
             }
             assert!(!seen.contains(&request), "{request:?} is decided twice in a batch");
             seen.push(request);
-            answers.retain(|&answer| answer != (request, false));
+            answers.retain(|&answer| answer != Answer::Any(request));
         }
-        assert_eq!(answers, [], "arrivals without an answer");
+        assert_eq!(answers, [], "not answered");
     }
 
     fn give(&mut self, request: RequestId, rank: Rank, tokens: Option<u64>) {
-        assert!(self.up[rank.index()], "a rank that is down was given {request:?}");
+        let phase = self.phases[rank.index()];
         let known = self.known.get_mut(&request).expect("only live requests are dispatched");
-        if known.rank.is_none() {
-            self.counted.dispatched += 1;
+        match known.rank {
+            None => {
+                assert_eq!(phase, RankPhase::Up, "{request:?} begins on a rank that takes none");
+                self.counted.dispatched += 1;
+            }
+            Some(_) => assert_ne!(phase, RankPhase::Down, "a rank that is down was given {request:?}"),
         }
         assert!(known.rank.is_none_or(|pinned| pinned == rank), "{request:?} changed its rank");
         assert_eq!(tokens.is_some(), self.router.policy.round_tokens.is_some());
@@ -282,16 +386,17 @@ impl Witness {
 
     fn check_ledger(&self) {
         let router = &self.router;
-        let on = |rank: Option<Rank>| self.known.values().filter(|k| k.rank == rank).count();
+        let on = |rank: Option<Rank>| self.on(rank).count();
         assert_eq!((router.live(), router.held()), (self.known.len(), on(None)));
-        for rank in (0..self.up.len() as u16).map(Rank) {
+        for rank in (0..self.phases.len() as u16).map(Rank) {
             let totals = router.totals(rank).unwrap();
             assert_eq!(totals, router.ledger.recount(rank));
-            assert_eq!((totals.requests, totals.up), (on(Some(rank)) as u64, self.up[rank.index()]));
+            assert_eq!((totals.requests, totals.phase), (on(Some(rank)) as u64, self.phases[rank.index()]));
         }
         let counters = router.counters();
         let counted = RouterCounters {
             stale_reports: counters.stale_reports,
+            foreign_reports: counters.foreign_reports,
             cohorts: counters.cohorts,
             ..self.counted
         };
@@ -300,8 +405,8 @@ impl Witness {
 
     /// Ticks until every prompt is wholly dispatched, which must not take more rounds than running them
     /// one after the other.
-    fn drain(&mut self) {
-        self.batch(0, vec![report(0, 0, 0, 0)]);
+    fn run_dry(&mut self) {
+        self.batch(0, vec![up(0)]);
         let left: u64 = self.known.values().map(|k| k.uncached - k.given).sum();
         for _ in 0..left.div_ceil(ROUND_TOKENS) + self.known.len() as u64 + 2 {
             self.batch(0, vec![steps(1), RoutingEvent::Tick]);
@@ -313,7 +418,7 @@ impl Witness {
 
     /// The same batches in a new router.
     fn replay(&self, policy: &RoutingPolicy) {
-        let mut again = Router::new(self.role, self.up.len() as u16, policy.clone()).unwrap();
+        let mut again = Router::new(self.role, self.phases.len() as u16, policy.clone()).unwrap();
         for (now, events, decisions) in &self.log {
             assert_eq!(again.apply(*now, events).as_ref(), Ok(decisions));
         }
@@ -328,7 +433,7 @@ fn check_any_order(role: Role, ranks: u16, policy: &RoutingPolicy, batches: &[(i
         witness.batch(*elapsed, events);
     }
     if role == Role::Prefill {
-        witness.drain();
+        witness.run_dry();
     }
     witness.replay(policy);
 }
@@ -420,9 +525,22 @@ fn a_batch_with_an_error_names_the_event_the_field_and_the_value() {
     check(arrive(3, 9, 9), tokens, &["event 2", "cached_tokens is 9", "0 to 8"]);
     check(steps(0), tokens, &["event 2", "count is 0", "1 to 1048576"]);
     check(steps(STEPS_MAX + 1), tokens, &["count is 1048577"]);
-    check(report(4, 0, 0, 0), "routing_unknown_rank", &["event 2", "rank 4", "0 to 3"]);
-    check(report(0, (1 << 50) + 1, 0, 0), tokens, &["event 2", "kv_used_tokens is 1125899906842625"]);
-    check(report(0, 0, (1 << 24) + 1, 0), tokens, &["event 2", "requests is 16777217"]);
+    for event in [report(4, 1, 0, 0, 0), down(4), up(4), drain(4), kv(4, 1, &[7])] {
+        check(event, "routing_unknown_rank", &["event 2", "rank 4", "0 to 3"]);
+    }
+    check(report(0, 1, (1 << 50) + 1, 0, 0), tokens, &["event 2", "kv_used_tokens is 1125899906842625"]);
+    check(report(0, 1, 0, (1 << 24) + 1, 0), tokens, &["event 2", "requests is 16777217"]);
+    check(report(0, 0, 0, 0, 0), tokens, &["event 2", "sequence is 0"]);
+    check(kv(0, 0, &[7]), tokens, &["event 2", "sequence is 0"]);
+    check(kv(0, 1, &[]), tokens, &["event 2", "blocks is 0", "1 to 65536"]);
+    check(kv(0, 1, &[7; 65_537]), tokens, &["event 2", "blocks is 65537"]);
+    check(step(|step| step.tokens.0 = 1 << 25), tokens, &["event 2", "step tokens is 33554432"]);
+    check(step(|step| step.pairs = u64::MAX), tokens, &["step pairs is 18446744073709551615"]);
+    check(step(|step| step.requests = 1 << 25), tokens, &["step requests is 33554432"]);
+    check(step(|step| step.kv_tokens.0 = 1 << 51), tokens, &["step kv_tokens is 2251799813685248"]);
+    check(step(|step| step.micros = 0), tokens, &["step micros is 0", "1 to 3600000000"]);
+    check(with_blocks(3, 9, 10), tokens, &["event 2", "blocks is 10", "0 to 9"]);
+    check(with_blocks(3, 4_000_000, 65_537), tokens, &["blocks is 65537", "0 to 65536"]);
     check_refused(999, &[], "routing_time_backwards", &["now is 999", "1000"]);
     check_refused(1 << 53, &[], "routing_time_too_large", &["now is 9007199254740992", "2^53"]);
     let full = [arrive(3, 9, 0), arrive(4, 9, 0)];
@@ -460,13 +578,19 @@ fn held_prompts_go_out_when_the_oldest_has_waited_long_enough() {
         let policy = RoutingPolicy { cohort_wait_max_ms: wait, ..RoutingPolicy::default() };
         check(&mut Router::new(Role::Prefill, 1, policy).unwrap(), batches, expected);
     };
-    let second = Decision::Dispatch { request: RequestId(2), rank: Rank(0), microbatch: 1, tokens: None };
+    let second = Decision::Dispatch {
+        request: RequestId(2),
+        number: DispatchNumber(2),
+        rank: Rank(0),
+        microbatch: 1,
+        tokens: None,
+    };
     check(2000, &[(5, &[arrive(1, 9, 0)])], &[held(1)]);
     check(2000, &[(5, &[arrive(1, 9, 0)]), (2004, &[])], &[]);
-    check(2000, &[(5, &[arrive(1, 9, 0)]), (2005, &[])], &[dispatched(1, 0)]);
-    check(2000, &[(5, &[arrive(1, 9, 0)]), (2005, &[arrive(2, 9, 0)])], &[dispatched(1, 0), second]);
-    check(2000, &[(5, &[arrive(1, 9, 0), RoutingEvent::Tick])], &[dispatched(1, 0)]);
-    check(0, &[(5, &[arrive(1, 9, 0)])], &[dispatched(1, 0)]);
+    check(2000, &[(5, &[arrive(1, 9, 0)]), (2005, &[])], &[dispatched(1, 1, 0)]);
+    check(2000, &[(5, &[arrive(1, 9, 0)]), (2005, &[arrive(2, 9, 0)])], &[dispatched(1, 1, 0), second]);
+    check(2000, &[(5, &[arrive(1, 9, 0), RoutingEvent::Tick])], &[dispatched(1, 1, 0)]);
+    check(0, &[(5, &[arrive(1, 9, 0)])], &[dispatched(1, 1, 0)]);
 }
 
 #[test]
@@ -490,9 +614,9 @@ fn unknown_and_repeated_finishes_are_counted_and_change_nothing_else() {
 
 #[test]
 fn a_rank_that_the_batch_takes_down_gets_nothing_of_it() {
-    check(&mut router(Role::Decode, 2), &[(0, &[arrive(1, 9, 0), down(0)])], &[dispatched(1, 1)]);
+    check(&mut router(Role::Decode, 2), &[(0, &[arrive(1, 9, 0), down(0)])], &[dispatched(1, 1, 1)]);
     let tick = RoutingEvent::Tick;
-    check(&mut router(Role::Prefill, 2), &[(0, &[arrive(1, 9, 0), tick, down(0)])], &[dispatched(1, 1)]);
+    check(&mut router(Role::Prefill, 2), &[(0, &[arrive(1, 9, 0), tick, down(0)])], &[dispatched(1, 1, 1)]);
 }
 
 #[test]
@@ -505,24 +629,68 @@ fn without_any_rank_requests_are_refused_until_one_is_back() {
             .iter()
             .map(|decision| match decision {
                 Decision::Refuse { request, code: "routing_no_rank_up", message } => {
-                    assert!(message.contains("all 2 ranks of the unit are down"), "{message}");
+                    assert!(message.contains("all 2 ranks of the unit are down or draining"), "{message}");
                     request.0
                 }
                 other => panic!("{other:?}"),
             })
             .collect();
         assert_eq!(refused, [1, 2]);
-        let back = [report(1, 0, 0, 0), arrive(2, 9, 0), RoutingEvent::Tick];
-        check(&mut router, &[(0, &back)], &[dispatched(2, 1)]);
+        let back = [up(1), arrive(2, 9, 0), RoutingEvent::Tick];
+        check(&mut router, &[(0, &back)], &[dispatched(2, 1, 1)]);
     }
 }
 
 #[test]
-fn a_rank_that_went_down_has_forgotten_its_requests() {
+fn the_requests_of_a_rank_that_goes_down_come_back() {
     let mut router = router(Role::Decode, 1);
-    check(&mut router, &[(0, &[arrive(1, 9, 0)]), (0, &[down(0), report(0, 0, 0, 0)])], &[]);
-    assert_eq!((router.live(), router.counters().forgotten), (0, 1));
-    check(&mut router, &[(0, &[arrive(1, 9, 0)])], &[dispatched(1, 0)]);
+    let lost = |request| Decision::Lost { request: RequestId(request), rank: Rank(0) };
+    let batches: [(u64, &[RoutingEvent]); 2] =
+        [(0, &[arrive(7, 9, 0), arrive(1, 9, 0)]), (0, &[down(0), up(0)])];
+    check(&mut router, &batches, &[lost(7), lost(1)]);
+    assert_eq!((router.live(), router.counters().lost), (0, 2));
+    check(&mut router, &[(0, &[arrive(1, 9, 0)])], &[dispatched(1, 3, 0)]);
+}
+
+#[test]
+fn a_draining_rank_keeps_its_requests_and_gets_no_more_until_it_is_up() {
+    let mut router = router(Role::Decode, 2);
+    check(&mut router, &[(0, &[arrive(1, 9, 0)]), (0, &[drain(0)])], &[]);
+    check(
+        &mut router,
+        &[(0, &[arrive(2, 9, 0), arrive(3, 9, 0)])],
+        &[dispatched(2, 2, 1), dispatched(3, 3, 1)],
+    );
+    assert_eq!(router.totals(Rank(0)).map(|t| (t.requests, t.phase)), Some((1, RankPhase::Draining)));
+    check(&mut router, &[(0, &[up(0), arrive(4, 9, 0)])], &[dispatched(4, 4, 0)]);
+    // To drain a rank that is down does not bring it back.
+    check(
+        &mut router,
+        &[(0, &[down(1), drain(1), down(0)])],
+        &[
+            Decision::Lost { request: RequestId(2), rank: Rank(1) },
+            Decision::Lost { request: RequestId(3), rank: Rank(1) },
+            Decision::Lost { request: RequestId(1), rank: Rank(0) },
+            Decision::Lost { request: RequestId(4), rank: Rank(0) },
+        ],
+    );
+    assert_eq!(router.totals(Rank(1)).unwrap().phase, RankPhase::Down);
+}
+
+#[test]
+fn a_prompt_that_began_on_a_draining_rank_ends_there() {
+    let mut router = Router::new(Role::Prefill, 2, chunked()).unwrap();
+    let chunk = |number, request, rank| Decision::Dispatch {
+        request: RequestId(request),
+        number: DispatchNumber(number),
+        rank: Rank(rank),
+        microbatch: 0,
+        tokens: Some(Tokens(500)),
+    };
+    let tick = RoutingEvent::Tick;
+    check(&mut router, &[(0, &[arrive(1, 1000, 0), tick.clone()])], &[chunk(1, 1, 0)]);
+    let batch = [steps(1), drain(0), arrive(2, 500, 0), tick];
+    check(&mut router, &[(0, &batch)], &[chunk(2, 1, 0), chunk(3, 2, 1)]);
 }
 
 /// Rank 0 of a decode unit has requests 1 and 2, of 100 tokens each, and ten steps have run; then it
@@ -540,46 +708,79 @@ fn check_report(events: &[RoutingEvent], ledger: (u64, u64), corrections: (i64, 
 
 #[test]
 fn a_report_corrects_the_ledger_and_keeps_what_is_in_flight() {
-    // The rank agrees.
-    check_report(&[report(0, 220, 2, 2)], (2, 220), (0, 0));
+    // The rank agrees, as of now or of any time since it had request 2.
+    check_report(&[report(0, 1, 220, 2, 2)], (2, 220), (0, 0));
+    check_report(&[report(0, 1, 204, 2, 2)], (2, 220), (0, 0));
     // It has something the ledger does not know of, or lacks something.
-    check_report(&[report(0, 250, 3, 2)], (2, 220), (30, 1));
-    check_report(&[report(0, 110, 1, 2)], (2, 220), (-110, -1));
+    check_report(&[report(0, 1, 250, 3, 2)], (2, 220), (30, 1));
+    check_report(&[report(0, 1, 110, 1, 2)], (2, 220), (-90, -1));
     // It had not heard of request 2, or of any: these count on top of what it says.
-    check_report(&[report(0, 110, 1, 1)], (2, 220), (0, 0));
-    check_report(&[report(0, 0, 0, 0)], (2, 220), (0, 0));
-    check_report(&[report(0, 115, 1, 1)], (2, 220), (5, 0));
-    // A request that ended can still be named.
-    check_report(&[finish(2), report(0, 110, 1, 2)], (1, 110), (0, 0));
-    // The last report counts.
-    check_report(&[report(0, 250, 3, 2), report(0, 220, 2, 2)], (2, 220), (0, 0));
+    check_report(&[report(0, 1, 100, 1, 1)], (2, 220), (0, 0));
+    check_report(&[report(0, 1, 0, 0, 0)], (2, 220), (0, 0));
+    check_report(&[report(0, 1, 115, 2, 1)], (2, 220), (15, 1));
+    // Request 2 had ended already, or not yet.
+    check_report(&[finish(2), report(0, 1, 110, 1, 2)], (1, 110), (0, 0));
+    check_report(&[finish(2), report(0, 1, 220, 2, 2)], (1, 110), (0, 0));
+    check_report(&[finish(2), report(0, 1, 230, 3, 2)], (1, 110), (10, 1));
+    // The last report counts, wherever it contradicts the one before.
+    check_report(&[report(0, 1, 250, 3, 2), report(0, 2, 220, 2, 2)], (2, 220), (20, 0));
+    check_report(&[report(0, 1, 250, 3, 2), report(0, 2, 200, 2, 2)], (2, 220), (0, 0));
+}
+
+#[test]
+fn without_reports_what_they_said_stays() {
+    let finishes = [report(0, 1, 250, 3, 2), finish(1), steps(1000)];
+    check_report(&finishes, (1, 1110), (30, 1));
+}
+
+#[test]
+fn repeated_and_older_reports_are_dropped_and_counted() {
+    let mut router = router(Role::Decode, 1);
+    for (sequence, kv, stale, kv_difference) in
+        [(5, 90, 0, 90), (5, 80, 1, 90), (4, 70, 2, 90), (6, 60, 2, 60)]
+    {
+        router.apply(Millis(0), &[report(0, sequence, kv, 0, 0)]).unwrap();
+        assert_eq!(router.counters().stale_reports, stale, "report {sequence}");
+        assert_eq!(router.totals(Rank(0)).unwrap().kv_difference, kv_difference, "report {sequence}");
+    }
+    // A rank that came up counts anew, and one that is down says nothing.
+    router.apply(Millis(0), &[up(0), report(0, 1, 50, 0, 0)]).unwrap();
+    assert_eq!(router.totals(Rank(0)).unwrap().kv_difference, 50);
+    router.apply(Millis(0), &[down(0), report(0, 2, 40, 0, 0)]).unwrap();
+    assert_eq!(router.totals(Rank(0)).unwrap().kv_difference, 0);
+    assert_eq!(router.totals(Rank(0)).unwrap().phase, RankPhase::Down, "a late report brings no rank back");
+    assert_eq!(router.counters().stale_reports, 3);
+}
+
+#[test]
+fn a_report_that_names_a_dispatch_to_come_is_dropped_and_counted() {
+    let mut router = router(Role::Decode, 1);
+    router.apply(Millis(0), &[arrive(1, 10, 0), report(0, 1, 90, 9, 1)]).unwrap();
+    assert_eq!(router.counters().foreign_reports, 1, "the batch's arrivals go out after its reports");
+    router.apply(Millis(0), &[report(0, 1, 90, 9, 1)]).unwrap();
+    assert_eq!(
+        (router.counters().foreign_reports, router.totals(Rank(0)).unwrap().requests_difference),
+        (1, 8)
+    );
 }
 
 #[test]
 fn a_correction_moves_the_next_admission() {
-    let reports = [report(0, 90, 1, 0), report(1, 10, 1, 0)];
-    check(&mut router(Role::Decode, 2), &[(0, &reports), (0, &[arrive(1, 9, 0)])], &[dispatched(1, 1)]);
+    let reports = [report(0, 1, 90, 1, 0), report(1, 1, 10, 1, 0)];
+    check(&mut router(Role::Decode, 2), &[(0, &reports), (0, &[arrive(1, 9, 0)])], &[dispatched(1, 1, 1)]);
 }
 
 #[test]
-fn a_report_that_names_a_request_too_long_ago_is_not_used() {
-    let mut router = router(Role::Decode, 1);
-    let arrivals: Vec<RoutingEvent> = (1..=257).map(|request| arrive(request, 10, 0)).collect();
-    router.apply(Millis(0), &arrivals).unwrap();
-    for (as_of, stale, kv_difference) in [(2, 0, 70), (1, 1, 70), (999, 2, 70), (257, 2, -2480)] {
-        // 90 tokens more than the 257 x 10 of the ledger, less what was in flight.
-        router.apply(Millis(0), &[report(0, 90, 9, as_of)]).unwrap();
-        assert_eq!(router.counters().stale_reports, stale, "as of {as_of}");
-        assert_eq!(router.totals(Rank(0)).unwrap().kv_difference, kv_difference, "as of {as_of}");
-    }
-}
-
-#[test]
-fn a_stale_report_still_brings_a_rank_back() {
-    let mut router = router(Role::Decode, 1);
-    router.apply(Millis(0), &[down(0), report(0, 0, 0, 44)]).unwrap();
-    assert_eq!(router.counters().stale_reports, 1);
-    check(&mut router, &[(0, &[arrive(1, 9, 0)])], &[dispatched(1, 0)]);
+fn a_first_token_ends_the_prefill_work_of_its_prompt() {
+    let mut router = router(Role::Prefill, 1);
+    let tick = RoutingEvent::Tick;
+    router.apply(Millis(0), &[arrive(1, 10, 4), arrive(2, 7, 0), tick]).unwrap();
+    let left = |router: &Router| router.totals(Rank(0)).unwrap().outstanding;
+    assert_eq!(left(&router), Work::of(4, 6) + Work::of(0, 7));
+    router.apply(Millis(0), &[first_token(1), first_token(1)]).unwrap();
+    assert_eq!(left(&router), Work::of(0, 7));
+    router.apply(Millis(0), &[finish(1), first_token(1), first_token(9)]).unwrap();
+    assert_eq!((left(&router), router.counters().unknown_first_tokens), (Work::of(0, 7), 2));
 }
 
 #[test]
@@ -590,25 +791,26 @@ fn steps_beyond_any_life_of_a_unit_do_not_overflow() {
         router.apply(Millis(0), &vec![steps(STEPS_MAX); EVENTS_MAX]).unwrap();
     }
     assert_eq!(router.totals(Rank(0)).unwrap().kv_tokens, Tokens((1 << 40) + 10));
-    router.apply(Millis(0), &[arrive(2, 10, 0), report(0, 1, 1, 1)]).unwrap();
+    router.apply(Millis(0), &[arrive(2, 10, 0), report(0, 1, 1, 1, 1)]).unwrap();
     assert_eq!(router.totals(Rank(0)), Some(router.ledger.recount(Rank(0))));
 }
 
 #[test]
 fn chunks_of_a_round_follow_when_the_ranks_have_run() {
     let mut router = Router::new(Role::Prefill, 1, chunked()).unwrap();
-    let chunk = |tokens| Decision::Dispatch {
+    let chunk = |number, tokens| Decision::Dispatch {
         request: RequestId(1),
+        number: DispatchNumber(number),
         rank: Rank(0),
         microbatch: 0,
         tokens: Some(Tokens(tokens)),
     };
     let tick = RoutingEvent::Tick;
-    check(&mut router, &[(0, &[arrive(1, 1300, 100), tick.clone()])], &[chunk(500)]);
+    check(&mut router, &[(0, &[arrive(1, 1300, 100), tick.clone()])], &[chunk(1, 500)]);
     // The rank is busy with the first round.
     check(&mut router, &[(0, std::slice::from_ref(&tick))], &[]);
-    check(&mut router, &[(0, &[steps(1), tick.clone()])], &[chunk(500)]);
-    check(&mut router, &[(0, &[steps(1), tick.clone()])], &[chunk(200)]);
+    check(&mut router, &[(0, &[steps(1), tick.clone()])], &[chunk(2, 500)]);
+    check(&mut router, &[(0, &[steps(1), tick.clone()])], &[chunk(3, 200)]);
     check(&mut router, &[(0, &[steps(1), finish(1), tick])], &[]);
     assert_eq!((router.live(), router.counters().dispatched, router.counters().cohorts), (0, 1, 3));
 }

@@ -2,13 +2,14 @@
 
 use crate::policy::RequestPolicy;
 use evenkeel_core::ids::Rank;
-use evenkeel_core::routing::{Decision, RequestId, RoutingEvent};
+use evenkeel_core::routing::{Decision, DispatchNumber, RequestId, RoutingEvent};
 use evenkeel_core::units::Millis;
 use std::collections::HashMap;
 use std::convert::Infallible;
 
+/// Baselines hear no reports, so their dispatches need no numbers.
 fn dispatch(request: RequestId, rank: u16) -> Decision {
-    Decision::Dispatch { request, rank: Rank(rank), microbatch: 0, tokens: None }
+    Decision::Dispatch { request, number: DispatchNumber(0), rank: Rank(rank), microbatch: 0, tokens: None }
 }
 
 /// One rank after the other, whatever they have.
@@ -92,9 +93,7 @@ mod tests {
     #[track_caller]
     fn check(mut policy: impl RequestPolicy, events: &[i64], expected: &[u16]) {
         let event = |&e: &i64| match RequestId(e.unsigned_abs()) {
-            request if e > 0 => {
-                RoutingEvent::Arrive { request, prompt_tokens: Tokens(9), cached_tokens: Tokens(0) }
-            }
+            request if e > 0 => RoutingEvent::arrive(request, Tokens(9), Tokens(0)),
             request => RoutingEvent::Finish { request },
         };
         let events: Vec<RoutingEvent> = events.iter().map(event).collect();
