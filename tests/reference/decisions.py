@@ -145,7 +145,8 @@ def run(name, events, write):
     g, policy = random.Random(SEED + 1), POLICIES[name](RANKS, seed=SEED)
     families = [[1 << 32, 500]] + [[f << 32, g.randrange(1, 160)] for f in range(2, 40)]
     engines, prefilling, decoding, number, done, step, due = Engines(g, families), [], [], 0, 0, 0, 0.0
-    requests = {}
+    # Dynamo hashes every prompt: blocks that a request does not name are its own.
+    requests, named = {}, name.startswith("dynamo")
     write({"ranks": RANKS, "seed": SEED, "interval": policy.snapshot_s})
     while done < events:
         now, step = step * STEP_S, step + 1
@@ -157,7 +158,8 @@ def run(name, events, write):
         pinned, hot = step % 200 < 20, 100 <= step % 200 < 150
         rows = [request(g, number + k, families, pinned, hot) for k in range(batch_size(g))]
         number += len(rows)
-        batch = [Req(i, isl, blocks_of(runs), 0, room, pin, turn) for i, isl, runs, room, pin, turn in rows]
+        own = lambda i, isl: [[(1 << 62) + (i << 16), isl // BLOCK]] if named else []
+        batch = [Req(i, isl, blocks_of(runs or own(i, isl)), 0, room, pin, turn) for i, isl, runs, room, pin, turn in rows]
         decided = policy.assign(batch, now)
         requests.update((q.id, q) for q in batch)
         prefilling += decided.items()

@@ -25,7 +25,8 @@ pub struct Arrival {
     pub turn: u32,
 }
 
-/// Ids of the prefix blocks that a rank has cached. Copies are cheap: they share what they have in common.
+/// Ids of the prefix blocks that a rank has cached. A rank that has a block has all blocks before it, as engines drop the ends of
+/// prefixes first. Copies are cheap: they share what they have in common.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CachedBlocks(HashTrieSet<u64>);
 
@@ -37,7 +38,14 @@ impl CachedBlocks {
 
     /// Leading blocks that are there.
     pub fn matched(&self, blocks: &[u64]) -> usize {
-        blocks.iter().take_while(|block| self.0.contains(block)).count()
+        // Ever longer strides, then halves of the last: most ranks miss the first block, and long prefixes cost few looks.
+        let (mut known, mut stride) = (0, 1);
+        while blocks.get(known + stride - 1).is_some_and(|block| self.0.contains(block)) {
+            known += stride;
+            stride *= 2;
+        }
+        let end = (known + stride - 1).min(blocks.len());
+        known + blocks[known..end].partition_point(|block| self.0.contains(block))
     }
 
     /// Adds a block.
@@ -119,4 +127,21 @@ pub trait DispatchPolicy {
 
     /// A request ended.
     fn on_finish(&mut self, id: u64, rank: u16);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_number_of_leading_blocks_is_matched() {
+        let blocks: Vec<u64> = (100..140).collect();
+        let mut cached = CachedBlocks::default();
+        for have in 0..=blocks.len() {
+            for named in 0..=blocks.len() {
+                assert_eq!(cached.matched(&blocks[..named]), have.min(named), "{have} of {named}");
+            }
+            blocks.get(have).into_iter().for_each(|&block| cached.insert(block));
+        }
+    }
 }

@@ -5,13 +5,12 @@
 //! prefill blocks on the rank and of the request, less its overlap, and the unique blocks of all live requests there. That is the
 //! router's own book-keeping: of the engines it hears KV events only.
 
-use super::active_blocks::ActiveBlocks;
+use super::active_blocks::{self, ActiveBlocks, Held};
 use super::one_by_one::Rule;
 use super::python_random::PythonRandom;
 use super::ties::{first_least, first_most};
 use crate::dispatch::{Arrival, BLOCK_TOKENS, CachedBlocks, DispatchPolicy, Dispatched, RankView};
 use std::collections::HashMap;
-use std::sync::Arc;
 
 /// What an operator may set.
 #[derive(Debug, Clone, Copy)]
@@ -50,7 +49,7 @@ pub struct Kv {
     prefilling: Vec<u64>,
     active: ActiveBlocks,
     uncached_of: HashMap<u64, u64>,
-    blocks_of: HashMap<u64, Arc<[u64]>>,
+    held_by: HashMap<u64, Held>,
     costs: Costs,
 }
 
@@ -93,7 +92,7 @@ impl Kv {
             prefilling: vec![0; ranks.into()],
             active: ActiveBlocks::new(ranks),
             uncached_of: HashMap::new(),
-            blocks_of: HashMap::new(),
+            held_by: HashMap::new(),
             costs: Costs::default(),
         }
     }
@@ -145,9 +144,8 @@ impl Kv {
     fn book(&mut self, arrival: &Arrival, rank: usize) {
         let uncached = arrival.prompt_tokens.saturating_sub(self.matched(arrival, rank) * BLOCK_TOKENS);
         self.prefilling[rank] += uncached;
-        self.active.hold(&arrival.blocks, rank);
         self.uncached_of.insert(arrival.id, uncached);
-        self.blocks_of.insert(arrival.id, arrival.blocks.clone());
+        self.held_by.insert(arrival.id, self.active.hold(arrival, rank));
     }
 
     fn first_token(&mut self, id: u64, rank: usize) {
@@ -155,8 +153,8 @@ impl Kv {
     }
 
     fn finish(&mut self, id: u64, rank: usize) {
-        if let Some(blocks) = self.blocks_of.remove(&id) {
-            self.active.release(&blocks, rank);
+        if let Some(held) = self.held_by.remove(&id) {
+            self.active.release(&held, rank);
         }
     }
 }
@@ -247,7 +245,7 @@ impl Rule for Decode {
     const REPORT_INTERVAL_S: f64 = 0.1;
 
     fn pick(&mut self, arrival: &Arrival, inflight: &[i64]) -> usize {
-        let own = arrival.blocks.len() as u64;
+        let own = active_blocks::count(arrival);
         self.costs.cost.clear();
         self.costs.cost.extend(
             (0..inflight.len())

@@ -20,7 +20,7 @@ pub fn two_batch_overlap(prompts: &[u64], threshold: f64) -> Cut {
         return whole;
     }
     let halved = Cut { request: request_over(prompts, all / 2), tokens: all / 2 };
-    if halved.request as u64 + 1 <= halved.tokens { halved } else { whole }
+    if (halved.request as u64) < halved.tokens { halved } else { whole }
 }
 
 /// SGLang's `threshold`.
