@@ -141,9 +141,8 @@ fn validate_event(
             seen.down.insert(rank);
         }
         RoutingEvent::RankUp { rank } | RoutingEvent::Drain { rank } => known(rank)?,
-        RoutingEvent::Kv { rank, sequence, ref change } => {
+        RoutingEvent::Kv { rank, ref change, .. } => {
             known(rank)?;
-            within("sequence", sequence, 1, u64::MAX)?;
             match change {
                 KvChange::Stored { blocks, .. } | KvChange::Removed { blocks } => {
                     within("blocks", blocks.len() as u64, 1, BLOCKS_MAX as u64)?;

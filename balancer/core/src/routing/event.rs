@@ -1,9 +1,10 @@
 //! What a router is told.
 
+use crate::cost_fit::StepReport;
+use crate::fair_queue::{Priority, TenantId};
 use crate::ids::Rank;
 use crate::prefix::{BlockHash, KvChange};
 use crate::units::Tokens;
-use std::fmt;
 use std::sync::Arc;
 
 /// A gateway's name for a request, unique among the live requests of a unit. 0 is not a request.
@@ -14,41 +15,6 @@ pub struct RequestId(pub u64);
 /// can be named by the last of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct DispatchNumber(pub u64);
-
-/// Whose request it is. 0 where tenants are not told apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct TenantId(pub u32);
-
-impl fmt::Display for TenantId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// How urgent a request is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub enum Priority {
-    /// Somebody waits for it.
-    #[default]
-    Interactive,
-    /// Nobody waits for it.
-    Batch,
-}
-
-/// One step of a rank: what it had to do and how long that took.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct StepReport {
-    /// Tokens that went through the dense layers.
-    pub tokens: Tokens,
-    /// Pairs of core attention: for each such token the tokens it attends to, itself among them.
-    pub pairs: u64,
-    /// Requests that had a part in it.
-    pub requests: u32,
-    /// KV tokens of these requests.
-    pub kv_tokens: Tokens,
-    /// Time of the rank's own work in it, without waiting for other ranks, in microseconds.
-    pub micros: u64,
-}
 
 /// Something that happened. The variants are those of `RouteEvent` on the wire.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,10 +8,12 @@ mod history;
 mod ledger;
 mod router;
 
+pub use crate::cost_fit::StepReport;
+pub use crate::fair_queue::{Priority, TenantId};
 pub use crate::prefix::{BlockHash, KvChange};
 pub use decision::{Decision, REFUSED_NO_RANK_UP};
 pub use error::RoutingError;
-pub use event::{DispatchNumber, Priority, RequestId, RoutingEvent, StepReport, TenantId};
+pub use event::{DispatchNumber, RequestId, RoutingEvent};
 pub use ledger::{LedgerTotals, RankPhase};
 pub use router::{CohortReport, Router, RouterCounters};
 
