@@ -2,8 +2,7 @@
 
 use super::class::{Class, WEIGHT_MAX, duration};
 use super::order::{InOrder, Turn};
-use super::{Priority, TenantId};
-use crate::routing::{LIVE_MAX, RequestId};
+use crate::routing::{LIVE_MAX, Priority, RequestId, TenantId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Bounds and shares of a [`FairQueue`].
