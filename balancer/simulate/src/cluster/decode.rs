@@ -310,7 +310,3 @@ impl DecodeUnit {
         self.moved += 1;
     }
 }
-
-#[cfg(test)]
-#[path = "decode_tests.rs"]
-mod tests;

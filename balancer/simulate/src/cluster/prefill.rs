@@ -340,7 +340,3 @@ fn store(cache: &mut RankCache, prompt: &mut Prompt, log: &mut Log<'_>) {
         log.push(CacheChange::Stored { parent, blocks: fresh });
     }
 }
-
-#[cfg(test)]
-#[path = "prefill_tests.rs"]
-mod tests;
