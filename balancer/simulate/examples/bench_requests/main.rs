@@ -8,6 +8,7 @@ mod chunked;
 mod figures;
 mod goals;
 mod layout;
+mod traces;
 mod whole;
 
 use clap::{Parser, ValueEnum};
@@ -35,6 +36,7 @@ struct Arguments {
 enum Part {
     Whole,
     Chunked,
+    Traces,
 }
 
 impl Part {
@@ -42,6 +44,7 @@ impl Part {
         match self {
             Part::Whole => whole::TITLE,
             Part::Chunked => chunked::TITLE,
+            Part::Traces => traces::TITLE,
         }
     }
 
@@ -49,6 +52,7 @@ impl Part {
         match self {
             Part::Whole => whole::run(seeds, figures),
             Part::Chunked => chunked::run(seeds, figures),
+            Part::Traces => traces::run(seeds, figures),
         }
     }
 
@@ -56,6 +60,7 @@ impl Part {
         match self {
             Part::Whole => whole::goals(figures),
             Part::Chunked => chunked::goals(figures),
+            Part::Traces => traces::goals(figures),
         }
     }
 }

@@ -33,13 +33,14 @@ mod setup;
 mod shared_cache;
 mod step_time;
 mod unit;
+mod workload;
 
 pub use decode::{DecodeStep, DecodeUnit};
 pub use figures::{Fates, Figures, PoolFigures, Series, Spread};
 pub use front::Front;
 pub use peer_seat::PeerSeat;
 pub use prefill::{PrefillUnit, PromptDone, RankStep};
-pub use rank_cache::{CacheChange, RankCache};
+pub use rank_cache::RankCache;
 pub use rank_state::{CacheNews, RankState, StepSample, UnitView};
 pub use request::Request;
 pub use run::{Progress, simulate};
@@ -48,6 +49,7 @@ pub use setup::{
     Change, DecodePool, HandOff, Incident, Kind, News, Objectives, Pool, PrefillPool, Setup, Units,
 };
 pub use step_time::{Assumed, StepTime};
+pub use workload::{Demand, demand, of_trace};
 
 /// Why a simulation has no figures.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

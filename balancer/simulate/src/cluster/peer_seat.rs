@@ -7,7 +7,7 @@ use super::seat::{Asking, Order, Seat, Told};
 use super::setup::News;
 use crate::dispatch::{Arrival, CachedBlocks, DispatchPolicy, RankView};
 use crate::policy::SimulationError;
-use crate::cluster::rank_cache::CacheChange;
+use evenkeel_core::prefix::KvChange;
 
 /// A dispatch policy and what it may know.
 pub struct PeerSeat {
@@ -41,9 +41,9 @@ impl PeerSeat {
         while let Some(news) = view.next_change(now_us.saturating_sub(self.kv_event_delay_us)) {
             let cached = &mut self.cached[usize::from(news.rank)];
             match news.change {
-                CacheChange::Stored { blocks, .. } => blocks.iter().for_each(|&block| cached.insert(block)),
-                CacheChange::Removed { blocks } => blocks.iter().for_each(|&block| cached.remove(block)),
-                CacheChange::Cleared => *cached = CachedBlocks::default(),
+                KvChange::Stored { blocks, .. } => blocks.iter().for_each(|block| cached.insert(block.0)),
+                KvChange::Removed { blocks } => blocks.iter().for_each(|block| cached.remove(block.0)),
+                KvChange::Cleared => *cached = CachedBlocks::default(),
             }
         }
         let views: Vec<RankView> =

@@ -1,12 +1,13 @@
 //! A prefill unit: ranks in lockstep steps with a token budget each, a first-in-first-out queue and a prefix cache per rank.
 
-use super::rank_cache::{CacheChange, RankCache};
+use super::rank_cache::RankCache;
 use super::rank_state::{CacheNews, RankState, StepSample, UnitView};
 use super::request::Request;
 use super::setup::PrefillPool;
 use super::step_time::StepTime;
 use crate::dispatch::BLOCK_TOKENS;
 use evenkeel_core::prefill::Work;
+use evenkeel_core::prefix::{BlockHash, KvChange};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -288,7 +289,7 @@ impl PrefillUnit {
         place.work = Work::default();
         place.cache = RankCache::new((capacity_tokens / BLOCK_TOKENS) as usize);
         self.state[index] = RankState { capacity_tokens, ..RankState::default() };
-        self.cache_news.push_back(CacheNews { at_us: now_us, rank, change: CacheChange::Cleared });
+        self.cache_news.push_back(CacheNews { at_us: now_us, rank, change: KvChange::Cleared });
         lost
     }
 
@@ -308,11 +309,11 @@ struct Log<'a> {
 impl Log<'_> {
     fn removed(&mut self, blocks: Vec<u64>) {
         if !blocks.is_empty() {
-            self.push(CacheChange::Removed { blocks });
+            self.push(KvChange::Removed { blocks: blocks.into_iter().map(BlockHash).collect() });
         }
     }
 
-    fn push(&mut self, change: CacheChange) {
+    fn push(&mut self, change: KvChange) {
         self.news.push_back(CacheNews { at_us: self.now_us, rank: self.rank, change });
     }
 }
@@ -321,22 +322,22 @@ impl Log<'_> {
 fn store(cache: &mut RankCache, prompt: &mut Prompt, log: &mut Log<'_>) {
     let whole = ((prompt.context / BLOCK_TOKENS) as usize).min(prompt.blocks.len());
     let first = prompt.stored;
-    let mut fresh: Vec<u64> = Vec::new();
-    let mut parent = first.checked_sub(1).map(|before| prompt.blocks[before]);
+    let mut fresh: Vec<BlockHash> = Vec::new();
+    let mut parent = first.checked_sub(1).map(|before| BlockHash(prompt.blocks[before]));
     for index in first..whole {
         let block = prompt.blocks[index];
         if cache.store(block) {
-            fresh.push(block);
+            fresh.push(BlockHash(block));
         } else if fresh.is_empty() {
-            parent = Some(block);
+            parent = Some(BlockHash(block));
         } else {
             // Somebody else computed the rest of the same prefix: what is new so far is one piece.
-            log.push(CacheChange::Stored { parent, blocks: std::mem::take(&mut fresh) });
-            parent = Some(block);
+            log.push(KvChange::Stored { parent, blocks: std::mem::take(&mut fresh).into() });
+            parent = Some(BlockHash(block));
         }
         prompt.stored = index + 1;
     }
     if !fresh.is_empty() {
-        log.push(CacheChange::Stored { parent, blocks: fresh });
+        log.push(KvChange::Stored { parent, blocks: fresh.into() });
     }
 }

@@ -16,25 +16,6 @@ struct Block {
     newer: u32,
 }
 
-/// What changed in a cache, in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CacheChange {
-    /// Blocks that are there now; each continues the one before it, the first continues `parent`.
-    Stored {
-        /// The block that the first continues; `None` at the beginning of a prompt.
-        parent: Option<u64>,
-        /// The blocks.
-        blocks: Vec<u64>,
-    },
-    /// Blocks that are gone.
-    Removed {
-        /// The blocks.
-        blocks: Vec<u64>,
-    },
-    /// Nothing is left.
-    Cleared,
-}
-
 /// The room of one rank, in blocks. Never more than `capacity` are in use: held, kept or promised.
 #[derive(Debug, Clone)]
 pub struct RankCache {

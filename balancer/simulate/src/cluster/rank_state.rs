@@ -1,6 +1,6 @@
 //! What a rank publishes of itself, and the changes of its cache.
 
-use super::rank_cache::CacheChange;
+use evenkeel_core::prefix::KvChange;
 use std::collections::VecDeque;
 
 /// One rank as its engine sees it now. What a policy hears of it is older.
@@ -51,7 +51,7 @@ pub struct CacheNews {
     /// The rank.
     pub rank: u16,
     /// What changed.
-    pub change: CacheChange,
+    pub change: KvChange,
 }
 
 /// Ranks of a unit, and the changes of their caches that nobody has fetched yet.
