@@ -5,6 +5,7 @@
 //! Step times are modelled; arrivals are synthetic or recorded, as each table says.
 
 mod chunked;
+mod contenders;
 mod figures;
 mod goals;
 mod layout;

@@ -14,6 +14,8 @@
 //! - **Policies** see what real ones see: requests when they arrive, first tokens and ends, and the ranks' loads as old as their reports
 //!   are. A policy without a report interval runs inside the engine, decides before each step on fresh loads, and its orders take
 //!   no time.
+//! - **Filling.** For the first `fill_us` prefill takes no time to speak of, so that caches fill as each policy fills them: else all
+//!   sessions of a trace would begin with a cold cache at once.
 //! - **Several units** stand behind the same fixed rule ([`Front`]), so that policies differ within units only.
 //! - **A rank that dies** loses its requests and its cache. Evenkeel is told; peers have no such event here, and what they send there is
 //!   refused. A rank that drains takes what is sent to it still.
@@ -26,6 +28,7 @@ mod prefill;
 mod rank_cache;
 mod rank_state;
 mod request;
+mod router_seat;
 mod run;
 mod schedule;
 mod seat;
@@ -43,6 +46,7 @@ pub use prefill::{PrefillUnit, PromptDone, RankStep};
 pub use rank_cache::RankCache;
 pub use rank_state::{CacheNews, RankState, StepSample, UnitView};
 pub use request::Request;
+pub use router_seat::RouterSeat;
 pub use run::{Progress, simulate};
 pub use seat::{Asking, Order, Seat, Told};
 pub use setup::{

@@ -11,6 +11,10 @@ use evenkeel_core::prefix::{BlockHash, KvChange};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+/// A begun prompt that gets no further chunk for so many steps is run to its end: whoever planned its chunks counted on blocks that
+/// were gone when it began.
+const PATIENCE_STEPS: u32 = 8;
+
 /// A prompt that was given to a rank.
 #[derive(Debug, Clone)]
 struct Prompt {
@@ -32,6 +36,8 @@ struct Prompt {
     allowed: u64,
     /// In the rank's queue.
     queued: bool,
+    /// Steps that it has waited for its next chunk.
+    waited: u32,
 }
 
 impl Prompt {
@@ -78,6 +84,8 @@ pub struct PrefillUnit {
     state: Vec<RankState>,
     cache_news: VecDeque<CacheNews>,
     prompts: HashMap<u64, Prompt>,
+    /// By rank: prompts that wait for their next chunk.
+    parked: Vec<Vec<u64>>,
     steps: Vec<RankStep>,
 }
 
@@ -100,6 +108,7 @@ impl PrefillUnit {
             state: vec![state; ranks],
             cache_news: VecDeque::new(),
             prompts: HashMap::new(),
+            parked: vec![Vec::new(); ranks],
             steps: vec![RankStep::default(); ranks],
         }
     }
@@ -147,6 +156,7 @@ impl PrefillUnit {
                 stored: 0,
                 allowed: 0,
                 queued: false,
+                waited: 0,
             };
             if !state.up || prompt.blocks_needed() as u64 * BLOCK_TOKENS > state.capacity_tokens {
                 return Ok(false);
@@ -161,6 +171,7 @@ impl PrefillUnit {
             return Err("the prompt is on another rank");
         }
         prompt.allowed = prompt.allowed.saturating_add(tokens.unwrap_or(u64::MAX));
+        prompt.waited = 0;
         if !prompt.queued && prompt.context < prompt.tokens {
             prompt.queued = true;
             place.queue.push_back(id);
@@ -248,8 +259,21 @@ impl PrefillUnit {
                 if prompt.context == prompt.tokens || prompt.allowed == 0 {
                     prompt.queued = false;
                 }
+                if prompt.allowed == 0 && prompt.context < prompt.tokens {
+                    self.parked[index].push(id);
+                }
             }
             queue.retain(|id| self.prompts[id].queued);
+            self.parked[index].retain(|id| {
+                let Some(prompt) = self.prompts.get_mut(id) else { return false };
+                prompt.waited += 1;
+                if !prompt.queued && prompt.waited > PATIENCE_STEPS {
+                    prompt.allowed = u64::MAX;
+                    prompt.queued = true;
+                    queue.push_back(*id);
+                }
+                !prompt.queued
+            });
             let sample = StepSample {
                 tokens: work.tokens,
                 pairs: work.attention,
@@ -285,6 +309,7 @@ impl PrefillUnit {
         let capacity_tokens = self.state[index].capacity_tokens;
         let place = &mut self.ranks[index];
         place.queue.clear();
+        self.parked[index].clear();
         place.batch.clear();
         place.work = Work::default();
         place.cache = RankCache::new((capacity_tokens / BLOCK_TOKENS) as usize);

@@ -30,6 +30,10 @@ pub struct Progress {
 /// Virtual time between two calls of the progress callback.
 const PROGRESS_US: u64 = 1_000_000;
 
+/// How much faster prefill is while caches fill: so much that even sessions of 100k tokens, which a rank prefills one a minute,
+/// are all there after a minute.
+const FILL_SPEED: u64 = 50;
+
 /// Simulates `requests`, in the order of time, on the units of `setup`. `seat` makes the policy of a unit: its kind, its number
 /// among these, its ranks. `progress` is called about once a virtual second.
 pub fn simulate<'a>(
@@ -472,7 +476,10 @@ impl<'a> Run<'a> {
         if place.stepping.is_some() || place.not_before_us > now_us {
             return;
         }
-        if let Some(step_us) = place.engine.begin_step(now_us, self.time) {
+        if let Some(mut step_us) = place.engine.begin_step(now_us, self.time) {
+            if place.kind == Kind::Prefill && now_us < self.setup.fill_us {
+                step_us = (step_us / FILL_SPEED).max(1);
+            }
             place.stepping = Some((now_us, step_us));
             self.schedule.at(now_us + step_us, Event::StepEnd { unit });
         }

@@ -89,6 +89,7 @@ fn setup(units: Units) -> Setup {
         news: News { order_delay_us: 0, ..News::default() },
         objectives: Objectives::default(),
         incidents: Vec::new(),
+        fill_us: 0,
         warm_up_us: 0,
         end_us: 60_000_000,
         grace_us: 600_000_000,

@@ -176,6 +176,8 @@ pub struct Setup {
     pub objectives: Objectives,
     /// What happens to ranks.
     pub incidents: Vec<Incident>,
+    /// Until then a prefill step takes a fiftieth of its time, so that caches fill. At most `warm_up_us`.
+    pub fill_us: u64,
     /// Requests that arrive earlier and steps that begin earlier are not measured: the units start empty.
     pub warm_up_us: u64,
     /// Requests that arrive from here on are not simulated, and steps that begin later are not measured.
@@ -218,6 +220,7 @@ impl Setup {
         within("report_interval_us", self.news.report_interval_us, 1, TIME_US_MAX)?;
         within("end_us", self.end_us, 1, TIME_US_MAX)?;
         within("warm_up_us", self.warm_up_us, 0, self.end_us)?;
+        within("fill_us", self.fill_us, 0, self.warm_up_us)?;
         within("grace_us", self.grace_us, 0, TIME_US_MAX)?;
         for incident in &self.incidents {
             let pool = match incident.kind {

@@ -8,7 +8,7 @@ use crate::trace::Trace;
 use evenkeel_core::prefill::Work;
 use std::collections::HashSet;
 
-/// The arrivals of all copies of a trace before `until_ms`, in the order of time. A copy is a tenant.
+/// The arrivals of all copies of a trace before `until_ms`, in the order of time. No trace says whose a request is.
 pub fn of_trace(trace: &Trace, until_ms: u64) -> Vec<Request> {
     let arrivals = trace.arrivals();
     let recorded = trace.requests.clone();
@@ -20,7 +20,7 @@ pub fn of_trace(trace: &Trace, until_ms: u64) -> Vec<Request> {
             output_tokens: arrival.output_tokens,
             blocks: blocks_of_copy(of, arrival.copy).collect(),
             turn: of.turn,
-            tenant: arrival.copy,
+            tenant: 0,
         }
     };
     arrivals.take_while(|arrival| arrival.at_ms < until_ms).map(request).collect()
