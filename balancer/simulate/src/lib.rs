@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod baselines;
+pub mod cluster;
 pub mod cost;
 pub mod decode_engine;
 pub mod decode_steps;

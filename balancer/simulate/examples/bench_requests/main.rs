@@ -5,9 +5,11 @@
 //! Step times are modelled; arrivals are synthetic or recorded, as each table says.
 
 mod chunked;
+mod contenders;
 mod figures;
 mod goals;
 mod layout;
+mod traces;
 mod whole;
 
 use clap::{Parser, ValueEnum};
@@ -35,6 +37,7 @@ struct Arguments {
 enum Part {
     Whole,
     Chunked,
+    Traces,
 }
 
 impl Part {
@@ -42,6 +45,7 @@ impl Part {
         match self {
             Part::Whole => whole::TITLE,
             Part::Chunked => chunked::TITLE,
+            Part::Traces => traces::TITLE,
         }
     }
 
@@ -49,6 +53,7 @@ impl Part {
         match self {
             Part::Whole => whole::run(seeds, figures),
             Part::Chunked => chunked::run(seeds, figures),
+            Part::Traces => traces::run(seeds, figures),
         }
     }
 
@@ -56,6 +61,7 @@ impl Part {
         match self {
             Part::Whole => whole::goals(figures),
             Part::Chunked => chunked::goals(figures),
+            Part::Traces => traces::goals(figures),
         }
     }
 }
