@@ -2,11 +2,15 @@
 
 mod chunks;
 mod cohort;
+mod cut;
+mod fill;
 mod halves;
 mod insertion;
 mod item;
 mod load;
 mod repair;
+mod supply;
+mod target;
 mod work;
 
 pub use chunks::{Chunk, Prompt, RankBacklog, Round, Source, plan_round};

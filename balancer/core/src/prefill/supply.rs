@@ -1,0 +1,58 @@
+//! Which rank gets which held prompt.
+
+use super::chunks::{Prompt, Source};
+use super::fill::Candidates;
+use super::target::Target;
+
+/// Rounds of heavy prompts that a rank shall have at hand, so that the next is ripe before the last ends.
+fn ahead() -> f64 { std::env::var("AHEAD").map_or(3.0, |s| s.parse().unwrap()) }
+
+/// Gives heavy prompts to the ranks that run out of them, and light ones to those that cannot fill up.
+pub(super) fn supply(candidates: &mut [Candidates], held: &[Prompt], target: &Target) {
+    let mut given = vec![false; held.len()];
+    supply_heavy(candidates, held, target, &mut given);
+    supply_light(candidates, held, target, &mut given);
+}
+
+/// Oldest first, to the rank that has least; a rank that could not reach the target gets one that lets it.
+fn supply_heavy(candidates: &mut [Candidates], held: &[Prompt], target: &Target, given: &mut [bool]) {
+    let rounds = |c: &Candidates| -> f64 {
+        let heavy = c.members.iter().filter(|(_, p)| target.is_heavy(p));
+        heavy.map(|(_, p)| target.rounds(p)).sum()
+    };
+    let mut stock: Vec<f64> = candidates.iter().map(rounds).collect();
+    loop {
+        let Some(rank) = (0..candidates.len()).min_by(|&x, &y| stock[x].total_cmp(&stock[y])) else { return };
+        let lacks = (candidates[rank].reach() as f64) < target.attention;
+        if stock[rank] >= ahead() {
+            break;
+        }
+        let heavy = |&index: &usize| !given[index] && target.is_heavy(&held[index]);
+        let ripe = |&index: &usize| held[index].context as f64 > target.context;
+        let mut waiting = (0..held.len()).filter(heavy);
+        let first = waiting.clone().next();
+        let chosen = if lacks { waiting.find(ripe).or(first) } else { first };
+        let Some(index) = chosen else { return };
+        given[index] = true;
+        candidates[rank].members.push((Source::Held(index), held[index]));
+        stock[rank] += target.rounds(&held[index]);
+    }
+}
+
+/// Oldest first, to the rank that lacks most tokens.
+fn supply_light(candidates: &mut [Candidates], held: &[Prompt], target: &Target, given: &mut [bool]) {
+    let lacking = |c: &mut Candidates| c.tokens - c.split(target).iter().sum::<u64>();
+    let mut lack: Vec<u64> = candidates.iter_mut().map(lacking).collect();
+    for (index, &prompt) in held.iter().enumerate() {
+        if given[index] || target.is_heavy(&prompt) {
+            continue;
+        }
+        let Some(rank) = (0..lack.len()).max_by_key(|&rank| (lack[rank], std::cmp::Reverse(rank))) else { return };
+        if lack[rank] == 0 {
+            return;
+        }
+        given[index] = true;
+        candidates[rank].members.push((Source::Held(index), prompt));
+        lack[rank] = lacking(&mut candidates[rank]);
+    }
+}
