@@ -1,18 +1,21 @@
-//! How many tokens of which of its prompts a rank runs, so that its tokens are full and its attention on target.
+//! How many tokens of which of its prompts a rank runs, so that its tokens are full and its time on target.
 
 use super::chunks::{Chunk, Prompt, RankBacklog, Source};
 use super::cut::{Span, halve};
 use super::target::Target;
 use super::work::Work;
+use std::cmp::Reverse;
+
+/// How much of the target time a rank must reach before it keeps to its cap.
+const ON_TARGET: f64 = 0.99;
 
 /// One rank's prompts while the round is planned.
 pub(super) struct Candidates {
     pub(super) members: Vec<(Source, Prompt)>,
     /// New tokens that the rank shall run.
-    pub(super) tokens: u64,
-    /// Attention that the rank has already.
-    pub(super) carried: u64,
-    pub(super) cap: u64,
+    tokens: u64,
+    /// What the rank has already.
+    carried: Work,
 }
 
 /// Tokens of each member.
@@ -23,15 +26,66 @@ impl Candidates {
         Self {
             members: rank.pinned.iter().enumerate().map(|(i, &p)| (Source::Pinned(i), p)).collect(),
             tokens: tokens.saturating_sub(rank.outstanding.tokens),
-            carried: rank.outstanding.attention,
-            cap: u64::MAX,
+            carried: rank.outstanding,
         }
     }
 
-    /// Attention of the rank with these tokens per member.
-    pub(super) fn attention(&self, tokens: &[u64]) -> u64 {
+    /// The most attention that the rank can have in this round.
+    pub(super) fn reach(&self) -> u64 {
+        let blend = Blend { candidates: self, cap: u64::MAX };
+        self.work(&blend.of(&self.densest_first(), self.tokens, &[])).attention
+    }
+
+    /// Tokens that the rank lacks to fill up, with no prompt above its cap.
+    pub(super) fn lacking(&self, target: &Target) -> u64 {
+        self.tokens - self.split_capped(target, self.cap()).iter().sum::<u64>()
+    }
+
+    /// A prompt that has more than half of a rank's tokens cannot be cut into equal halves of equal attention.
+    fn cap(&self) -> u64 {
+        self.tokens.div_ceil(2)
+    }
+
+    /// Tokens per member: full and on target if that can be, and then no prompt above the cap if it can be.
+    pub(super) fn split(&self, target: &Target) -> Tokens {
+        let capped = self.split_capped(target, self.cap());
+        let time = target.time_of(self.work(&capped));
+        let full = capped.iter().sum::<u64>() == self.tokens;
+        if full && time > ON_TARGET * target.time && time <= target.time {
+            return capped;
+        }
+        self.split_capped(target, u64::MAX)
+    }
+
+    fn split_capped(&self, target: &Target, cap: u64) -> Tokens {
+        let blend = Blend { candidates: self, cap };
+        let above = |tokens: &Tokens| target.time_of(self.work(tokens)) > target.time;
+        let small_first = self.sorted(|p| Work::of(p.context, p.remaining).attention);
+        let is_heavy = |&m: &usize| target.is_heavy(&self.members[m].1);
+        let heavy: Vec<usize> = small_first.iter().copied().filter(is_heavy).collect();
+        let light: Vec<usize> = (0..self.members.len()).filter(|m| !is_heavy(m)).collect();
+        if above(&blend.of(&light, self.tokens, &[])) {
+            let short_first = self.sorted(|p| p.context);
+            let shortest = blend.of(&short_first, self.tokens, &[]);
+            return if above(&shortest) { shortest } else { blend.to_target(&light, &short_first, target) };
+        }
+        if above(&blend.of(&heavy, self.tokens, &light)) {
+            return blend.to_target(&heavy, &light, target);
+        }
+        // The small ones would take all tokens and leave attention short.
+        let rest: Vec<usize> = heavy.iter().chain(&light).copied().collect();
+        blend.to_target(&self.densest_first(), &rest, target)
+    }
+
+    /// Work of the rank with these tokens per member.
+    fn work(&self, tokens: &[u64]) -> Work {
         let parts = self.members.iter().zip(tokens);
-        self.carried + parts.map(|((_, p), &t)| Work::of(p.context, t).attention).sum::<u64>()
+        parts.fold(self.carried, |sum, ((_, p), &t)| sum + Work::of(p.context, t))
+    }
+
+    /// By attention a token, most first, as far as a prompt can run in the round.
+    fn densest_first(&self) -> Vec<usize> {
+        self.sorted(|p| Reverse(2 * p.context + p.remaining.min(self.tokens)))
     }
 
     fn sorted<K: Ord>(&self, key: impl Fn(&Prompt) -> K) -> Vec<usize> {
@@ -39,13 +93,21 @@ impl Candidates {
         order.sort_by_key(|&m| (key(&self.members[m].1), self.members[m].0));
         order
     }
+}
 
-    /// `first` tokens of the members in one order, and the rest of the rank's in another.
-    fn blend(&self, one: &[usize], first: u64, other: &[usize]) -> Tokens {
-        let mut tokens = vec![0; self.members.len()];
+/// Fills a rank in two orders, one after the other, with at most `cap` tokens of a prompt.
+struct Blend<'a> {
+    candidates: &'a Candidates,
+    cap: u64,
+}
+
+impl Blend<'_> {
+    /// `first` tokens in one order, and the rest of the rank's in the other.
+    fn of(&self, one: &[usize], first: u64, other: &[usize]) -> Tokens {
+        let mut tokens = vec![0; self.candidates.members.len()];
         let mut give = |order: &[usize], mut left: u64| {
             for &member in order {
-                let most = self.members[member].1.remaining.min(self.cap);
+                let most = self.candidates.members[member].1.remaining.min(self.cap);
                 let more = left.min(most - tokens[member]);
                 tokens[member] += more;
                 left -= more;
@@ -53,71 +115,24 @@ impl Candidates {
             left
         };
         let unspent = give(one, first);
-        give(other, self.tokens - first + unspent);
+        give(other, self.candidates.tokens - first + unspent);
         tokens
     }
 
     /// The blend that comes nearest to the target from below.
-    fn blend_to(&self, one: &[usize], other: &[usize], target: u64) -> Tokens {
-        let (mut low, mut high) = (0, self.tokens + 1);
+    fn to_target(&self, one: &[usize], other: &[usize], target: &Target) -> Tokens {
+        let (mut low, mut high) = (0, self.candidates.tokens + 1);
         while high - low > 1 {
             let middle = low.midpoint(high);
-            let above = self.attention(&self.blend(one, middle, other)) > target;
-            if above { high = middle } else { low = middle }
+            let time = target.time_of(self.candidates.work(&self.of(one, middle, other)));
+            if time > target.time { high = middle } else { low = middle }
         }
-        self.blend(one, low, other)
-    }
-
-    /// The most attention that the rank can have in this round.
-    pub(super) fn reach(&self) -> u64 {
-        self.attention(&self.blend(&self.sorted(|p| std::cmp::Reverse(p.context)), self.tokens, &[]))
-    }
-
-    /// Tokens per member: on target, and full if that can be.
-    pub(super) fn split(&mut self, target: &Target) -> Tokens {
-        let cap = std::env::var("CAP").map_or(0.5, |s| s.parse().unwrap());
-        self.cap = (self.tokens as f64 * cap) as u64;
-        let tokens = self.split_within(target);
-        let attention = self.attention(&tokens) as f64;
-        if tokens.iter().sum::<u64>() == self.tokens && attention > 0.98 * target.attention && attention < 1.001 * target.attention {
-            return tokens;
-        }
-        self.cap = u64::MAX;
-        self.split_within(target)
-    }
-
-    fn split_within(&self, target: &Target) -> Tokens {
-        let aim = target.attention as u64;
-        let small_first = self.sorted(|p| Work::of(p.context, p.remaining).attention);
-        let is_heavy = |&m: &usize| target.is_heavy(&self.members[m].1);
-        let heavy: Vec<usize> = small_first.iter().copied().filter(is_heavy).collect();
-        let light: Vec<usize> = (0..self.members.len()).filter(|m| !is_heavy(m)).collect();
-        let lights = self.blend(&light, self.tokens, &[]);
-        if self.attention(&lights) > aim {
-            return self.within(aim, &light);
-        }
-        let heavies = self.blend(&heavy, self.tokens, &light);
-        if self.attention(&heavies) >= aim {
-            return self.blend_to(&heavy, &light, aim);
-        }
-        // The small ones would take all tokens and leave attention short: the long ones come first.
-        let long_first = self.sorted(|p| std::cmp::Reverse(p.context));
-        let rest: Vec<usize> = heavy.iter().chain(&light).copied().collect();
-        self.blend_to(&long_first, &rest, aim)
-    }
-
-    /// Lights alone are above the target: the shortest contexts first, as far as it goes.
-    fn within(&self, aim: u64, light: &[usize]) -> Tokens {
-        let short_first = self.sorted(|p| p.context);
-        if self.attention(&self.blend(&short_first, self.tokens, &[])) <= aim {
-            return self.blend_to(light, &short_first, aim);
-        }
-        self.blend(&short_first, self.tokens, &[])
+        self.of(one, low, other)
     }
 }
 
 /// The rank's chunks, half 0 before half 1.
-pub(super) fn chunks_of(candidates: &mut Candidates, rank: usize, target: &Target) -> Vec<Chunk> {
+pub(super) fn chunks_of(candidates: &Candidates, rank: usize, target: &Target) -> Vec<Chunk> {
     let tokens = candidates.split(target);
     let run = candidates.members.iter().zip(tokens).filter(|&(_, tokens)| tokens > 0);
     let (sources, spans): (Vec<Source>, Vec<Span>) =

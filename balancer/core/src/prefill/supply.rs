@@ -3,6 +3,7 @@
 use super::chunks::{Prompt, Source};
 use super::fill::Candidates;
 use super::target::Target;
+use std::cmp::Reverse;
 
 /// Rounds of heavy prompts that a rank shall have at hand, so that the next is ripe before the last ends.
 fn ahead() -> f64 { std::env::var("AHEAD").map_or(3.0, |s| s.parse().unwrap()) }
@@ -41,18 +42,21 @@ fn supply_heavy(candidates: &mut [Candidates], held: &[Prompt], target: &Target,
 
 /// Oldest first, to the rank that lacks most tokens.
 fn supply_light(candidates: &mut [Candidates], held: &[Prompt], target: &Target, given: &mut [bool]) {
-    let lacking = |c: &mut Candidates| c.tokens - c.split(target).iter().sum::<u64>();
-    let mut lack: Vec<u64> = candidates.iter_mut().map(lacking).collect();
+    let mut lack: Vec<u64> = candidates.iter().map(|c| c.lacking(target)).collect();
     for (index, &prompt) in held.iter().enumerate() {
         if given[index] || target.is_heavy(&prompt) {
             continue;
         }
-        let Some(rank) = (0..lack.len()).max_by_key(|&rank| (lack[rank], std::cmp::Reverse(rank))) else { return };
+        let Some(rank) = (0..lack.len()).max_by_key(|&rank| (lack[rank], Reverse(rank))) else { return };
         if lack[rank] == 0 {
             return;
         }
         given[index] = true;
         candidates[rank].members.push((Source::Held(index), prompt));
-        lack[rank] = lacking(&mut candidates[rank]);
+        // What it brings in tokens is not all that it takes: exact where the rank seems to be full.
+        lack[rank] = lack[rank].saturating_sub(prompt.remaining);
+        if lack[rank] == 0 || std::env::var("EXACT").is_ok() {
+            lack[rank] = candidates[rank].lacking(target);
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The attention that every rank shall run in a round.
 
-use super::chunks::{Prompt, RankBacklog};
+use super::chunks::{Prompt, RankBacklog, RoundBudget};
 use super::work::Work;
 
 /// What all ranks of a round aim at.
@@ -11,6 +11,9 @@ pub(super) struct Target {
     /// The mean context of a rank that runs all its tokens at this attention: above it a prompt is heavy,
     /// below it light.
     pub(super) context: f64,
+    /// Time of a round that has all its tokens and this attention, in tokens.
+    pub(super) time: f64,
+    pair_cost: f64,
 }
 
 /// Stock of heavy prompts, pinned and held, that a rank shall have: in e-folds, so that a prompt of 1.7
@@ -22,13 +25,13 @@ const ROUNDS_MAX: f64 = 256.0;
 const BISECTIONS: usize = 24;
 
 impl Target {
-    pub(super) fn of(ranks: &[RankBacklog], held: &[Prompt], tokens: u64) -> Self {
+    pub(super) fn of(ranks: &[RankBacklog], held: &[Prompt], budget: &RoundBudget) -> Self {
         let prompts: Vec<(f64, f64)> =
             ranks.iter().flat_map(|rank| &rank.pinned).chain(held).map(|p| (attention(p), mean_context(p))).collect();
         let longest = ranks.iter().flat_map(|rank| &rank.pinned).chain(held).map(|p| p.context + p.remaining).max();
         let longest = longest.unwrap_or(0) as f64;
         let least = (longest * longest / 2.0 / ROUNDS_MAX).max(1.0);
-        let tokens = tokens.max(1) as f64;
+        let tokens = budget.tokens.max(1) as f64;
         let wanted = stock() * ranks.len() as f64;
         let stock_at = |target: f64| -> f64 {
             let heavy = prompts.iter().filter(|(_, context)| *context > target / tokens);
@@ -42,7 +45,13 @@ impl Target {
             }
         }
         let attention = low.exp();
-        Self { attention, context: attention / tokens }
+        let pair_cost = budget.pair_cost;
+        Self { attention, context: attention / tokens, time: tokens + pair_cost * attention, pair_cost }
+    }
+
+    /// Time of a round's work, in tokens.
+    pub(super) fn time_of(&self, work: Work) -> f64 {
+        work.tokens as f64 + self.pair_cost * work.attention as f64
     }
 
     /// Whether the prompt, run whole, lifts a rank's mean context above what is aimed at.

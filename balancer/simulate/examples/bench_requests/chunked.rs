@@ -4,7 +4,7 @@ use crate::figures::Figures;
 use crate::goals::{Bound, Goal};
 use crate::layout::{new_table, percent, ratio, right};
 use comfy_table::{Cell, Table};
-use evenkeel_core::prefill::{Prompt, RankBacklog, Source, Work, plan_round};
+use evenkeel_core::prefill::{Prompt, RankBacklog, RoundBudget, Source, Work, plan_round};
 use evenkeel_simulate::prompts::{PromptMix, Prompts};
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -112,7 +112,7 @@ fn ours(mix: PromptMix, seed: u64) -> Sums {
             .collect();
         let waiting: Vec<Prompt> = held.iter().map(|w| w.prompt).collect();
         let start = Instant::now();
-        let round = plan_round(&backlogs, &waiting, ROUND_TOKENS);
+        let round = plan_round(&backlogs, &waiting, &RoundBudget::of(ROUND_TOKENS));
         sums.plan_s += start.elapsed().as_secs_f64();
         let mut parts = vec![Vec::new(); RANKS];
         let mut taken = vec![None; held.len()];
@@ -143,6 +143,16 @@ fn ours(mix: PromptMix, seed: u64) -> Sums {
                 }
                 !done
             });
+        }
+        if std::env::var("ODD").is_ok() && measured {
+            let t: Vec<f64> = parts.iter().map(|p| time(p.iter().fold(Work::default(), |s, p| s + p.work()))).collect();
+            let max = t.iter().copied().fold(0.0, f64::max);
+            for r in 0..RANKS {
+                if t[r] < 0.9 * max {
+                    let n: u64 = parts[r].iter().map(|p| p.tokens).sum();
+                    println!("ODD {step} t {:.2} n {n} members {:?} parts {:?}", t[r] / max, backlogs[r].pinned.iter().map(|p| (p.context, p.remaining)).collect::<Vec<_>>(), parts[r].iter().map(|p| (p.context, p.tokens)).collect::<Vec<_>>());
+                }
+            }
         }
         if measured {
             sums.take(&parts);
