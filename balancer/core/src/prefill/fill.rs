@@ -62,12 +62,17 @@ impl Candidates {
         let above = |tokens: &Tokens| target.time_of(self.work(tokens)) > target.time;
         let small_first = self.sorted(|p| Work::of(p.context, p.remaining).attention);
         let is_heavy = |&m: &usize| target.is_heavy(&self.members[m].1);
-        let heavy: Vec<usize> = small_first.iter().copied().filter(is_heavy).collect();
-        let light: Vec<usize> = (0..self.members.len()).filter(|m| !is_heavy(m)).collect();
+        let is_ripe = |&m: &usize| target.is_ripe(&self.members[m].1);
+        let (heavy, unripe): (Vec<usize>, Vec<usize>) =
+            small_first.iter().copied().filter(is_heavy).partition(is_ripe);
+        let light: Vec<usize> =
+            unripe.into_iter().chain((0..self.members.len()).filter(|m| !is_heavy(m))).collect();
         if above(&blend.of(&light, self.tokens, &[])) {
             let short_first = self.sorted(|p| p.context);
-            let shortest = blend.of(&short_first, self.tokens, &[]);
-            return if above(&shortest) { shortest } else { blend.to_target(&light, &short_first, target) };
+            // Tokens are left out where even the shortest contexts are too long.
+            let too_long = above(&blend.of(&short_first, self.tokens, &[]));
+            let (one, other) = if too_long { (short_first, vec![]) } else { (light, short_first) };
+            return blend.to_target(&one, &other, target);
         }
         if above(&blend.of(&heavy, self.tokens, &light)) {
             return blend.to_target(&heavy, &light, target);

@@ -5,8 +5,9 @@ use super::fill::Candidates;
 use super::target::Target;
 use std::cmp::Reverse;
 
-/// Rounds of heavy prompts that a rank shall have at hand, so that the next is ripe before the last ends.
-fn ahead() -> f64 { std::env::var("AHEAD").map_or(3.0, |s| s.parse().unwrap()) }
+/// Rounds of heavy prompts that a rank shall have at hand, so that the next is ripe before the last ends. 5
+/// is no better in simulation, and binds prompts earlier.
+const ROUNDS_AHEAD: f64 = 3.0;
 
 /// Gives heavy prompts to the ranks that run out of them, and light ones to those that cannot fill up.
 pub(super) fn supply(candidates: &mut [Candidates], held: &[Prompt], target: &Target) {
@@ -15,25 +16,20 @@ pub(super) fn supply(candidates: &mut [Candidates], held: &[Prompt], target: &Ta
     supply_light(candidates, held, target, &mut given);
 }
 
-/// Oldest first, to the rank that has least; a rank that could not reach the target gets one that lets it.
+/// Oldest first, to the rank that has least; a rank that cannot reach the target gets one that is ripe.
 fn supply_heavy(candidates: &mut [Candidates], held: &[Prompt], target: &Target, given: &mut [bool]) {
     let rounds = |c: &Candidates| -> f64 {
         let heavy = c.members.iter().filter(|(_, p)| target.is_heavy(p));
         heavy.map(|(_, p)| target.rounds(p)).sum()
     };
     let mut stock: Vec<f64> = candidates.iter().map(rounds).collect();
-    loop {
-        let Some(rank) = (0..candidates.len()).min_by(|&x, &y| stock[x].total_cmp(&stock[y])) else { return };
+    let mut waiting: Vec<usize> = (0..held.len()).filter(|&index| target.is_heavy(&held[index])).collect();
+    while !waiting.is_empty() {
+        let poorest = (0..stock.len()).min_by(|&x, &y| stock[x].total_cmp(&stock[y]));
+        let Some(rank) = poorest.filter(|&rank| stock[rank] < ROUNDS_AHEAD) else { return };
         let lacks = (candidates[rank].reach() as f64) < target.attention;
-        if stock[rank] >= ahead() {
-            break;
-        }
-        let heavy = |&index: &usize| !given[index] && target.is_heavy(&held[index]);
-        let ripe = |&index: &usize| held[index].context as f64 > target.context;
-        let mut waiting = (0..held.len()).filter(heavy);
-        let first = waiting.clone().next();
-        let chosen = if lacks { waiting.find(ripe).or(first) } else { first };
-        let Some(index) = chosen else { return };
+        let ripe = waiting.iter().position(|&index| lacks && target.is_ripe(&held[index]));
+        let index = waiting.remove(ripe.unwrap_or(0));
         given[index] = true;
         candidates[rank].members.push((Source::Held(index), held[index]));
         stock[rank] += target.rounds(&held[index]);
@@ -55,7 +51,7 @@ fn supply_light(candidates: &mut [Candidates], held: &[Prompt], target: &Target,
         candidates[rank].members.push((Source::Held(index), prompt));
         // What it brings in tokens is not all that it takes: exact where the rank seems to be full.
         lack[rank] = lack[rank].saturating_sub(prompt.remaining);
-        if lack[rank] == 0 || std::env::var("EXACT").is_ok() {
+        if lack[rank] == 0 {
             lack[rank] = candidates[rank].lacking(target);
         }
     }

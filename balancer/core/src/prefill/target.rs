@@ -17,8 +17,8 @@ pub(super) struct Target {
 }
 
 /// Stock of heavy prompts, pinned and held, that a rank shall have: in e-folds, so that a prompt of 1.7
-/// rounds' attention counts 1 and one of 150 rounds counts 5.
-fn stock() -> f64 { std::env::var("STOCK").map_or(5.0, |s| s.parse().unwrap()) }
+/// rounds' attention counts 1 and one of 150 rounds counts 5. Anything from 3 to 8 does alike in simulation.
+const STOCK: f64 = 5.0;
 /// A prompt's attention is through in at most so many rounds, however few there are beside it.
 const ROUNDS_MAX: f64 = 256.0;
 /// Steps of the bisection: from the range of all attentions to within 1 %.
@@ -26,13 +26,18 @@ const BISECTIONS: usize = 24;
 
 impl Target {
     pub(super) fn of(ranks: &[RankBacklog], held: &[Prompt], budget: &RoundBudget) -> Self {
-        let prompts: Vec<(f64, f64)> =
-            ranks.iter().flat_map(|rank| &rank.pinned).chain(held).map(|p| (attention(p), mean_context(p))).collect();
-        let longest = ranks.iter().flat_map(|rank| &rank.pinned).chain(held).map(|p| p.context + p.remaining).max();
+        let prompts: Vec<(f64, f64)> = ranks
+            .iter()
+            .flat_map(|rank| &rank.pinned)
+            .chain(held)
+            .map(|p| (attention(p), mean_context(p)))
+            .collect();
+        let longest =
+            ranks.iter().flat_map(|rank| &rank.pinned).chain(held).map(|p| p.context + p.remaining).max();
         let longest = longest.unwrap_or(0) as f64;
         let least = (longest * longest / 2.0 / ROUNDS_MAX).max(1.0);
         let tokens = budget.tokens.max(1) as f64;
-        let wanted = stock() * ranks.len() as f64;
+        let wanted = STOCK * ranks.len() as f64;
         let stock_at = |target: f64| -> f64 {
             let heavy = prompts.iter().filter(|(_, context)| *context > target / tokens);
             heavy.map(|(attention, _)| (attention / target).ln_1p()).sum()
@@ -57,6 +62,11 @@ impl Target {
     /// Whether the prompt, run whole, lifts a rank's mean context above what is aimed at.
     pub(super) fn is_heavy(&self, prompt: &Prompt) -> bool {
         mean_context(prompt) > self.context
+    }
+
+    /// Whether each of the prompt's tokens lifts the mean context.
+    pub(super) fn is_ripe(&self, prompt: &Prompt) -> bool {
+        prompt.context as f64 > self.context
     }
 
     /// Rounds that the prompt's attention fills on one rank.

@@ -89,7 +89,12 @@ impl Sums {
             for parts in step {
                 let [zero, one] = [0, 1].map(|half| total(parts, Some(half)));
                 if !(near(zero.tokens, one.tokens) && near(zero.attention, one.attention)) {
-                    println!("{:.3} {:.3} {:?}", zero.tokens as f64 / one.tokens as f64, zero.attention as f64 / one.attention as f64, parts.iter().map(|p| (p.context, p.tokens, p.half)).collect::<Vec<_>>());
+                    println!(
+                        "{:.3} {:.3} {:?}",
+                        zero.tokens as f64 / one.tokens as f64,
+                        zero.attention as f64 / one.attention as f64,
+                        parts.iter().map(|p| (p.context, p.tokens, p.half)).collect::<Vec<_>>()
+                    );
                 }
             }
         }
@@ -108,7 +113,10 @@ fn ours(mix: PromptMix, seed: u64) -> Sums {
         }
         let backlogs: Vec<RankBacklog> = pinned
             .iter()
-            .map(|p| RankBacklog { pinned: p.iter().map(|w| w.prompt).collect(), outstanding: Work::default() })
+            .map(|p| RankBacklog {
+                pinned: p.iter().map(|w| w.prompt).collect(),
+                outstanding: Work::default(),
+            })
             .collect();
         let waiting: Vec<Prompt> = held.iter().map(|w| w.prompt).collect();
         let start = Instant::now();
@@ -125,7 +133,11 @@ fn ours(mix: PromptMix, seed: u64) -> Sums {
                 }),
             };
             let prompt = &mut pinned[chunk.rank][place].prompt;
-            parts[chunk.rank].push(Part { context: prompt.context, tokens: chunk.tokens, half: chunk.microbatch });
+            parts[chunk.rank].push(Part {
+                context: prompt.context,
+                tokens: chunk.tokens,
+                half: chunk.microbatch,
+            });
             prompt.context += chunk.tokens;
             prompt.remaining -= chunk.tokens;
         }
@@ -145,12 +157,18 @@ fn ours(mix: PromptMix, seed: u64) -> Sums {
             });
         }
         if std::env::var("ODD").is_ok() && measured {
-            let t: Vec<f64> = parts.iter().map(|p| time(p.iter().fold(Work::default(), |s, p| s + p.work()))).collect();
+            let t: Vec<f64> =
+                parts.iter().map(|p| time(p.iter().fold(Work::default(), |s, p| s + p.work()))).collect();
             let max = t.iter().copied().fold(0.0, f64::max);
             for r in 0..RANKS {
                 if t[r] < 0.9 * max {
                     let n: u64 = parts[r].iter().map(|p| p.tokens).sum();
-                    println!("ODD {step} t {:.2} n {n} members {:?} parts {:?}", t[r] / max, backlogs[r].pinned.iter().map(|p| (p.context, p.remaining)).collect::<Vec<_>>(), parts[r].iter().map(|p| (p.context, p.tokens)).collect::<Vec<_>>());
+                    println!(
+                        "ODD {step} t {:.2} n {n} members {:?} parts {:?}",
+                        t[r] / max,
+                        backlogs[r].pinned.iter().map(|p| (p.context, p.remaining)).collect::<Vec<_>>(),
+                        parts[r].iter().map(|p| (p.context, p.tokens)).collect::<Vec<_>>()
+                    );
                 }
             }
         }
@@ -158,11 +176,23 @@ fn ours(mix: PromptMix, seed: u64) -> Sums {
             sums.take(&parts);
         }
         if std::env::var("TRACE").is_ok() && step % 50 == 0 {
-            let heavy: f64 = pinned.iter().flatten().map(|w| Work::of(w.prompt.context, w.prompt.remaining).attention as f64).sum();
-            let held_a: f64 = held.iter().map(|w| Work::of(w.prompt.context, w.prompt.remaining).attention as f64).sum();
-            let a: Vec<f64> = parts.iter().map(|p| p.iter().map(|p| p.work().attention as f64 / 1e6).sum()).collect();
+            let heavy: f64 = pinned
+                .iter()
+                .flatten()
+                .map(|w| Work::of(w.prompt.context, w.prompt.remaining).attention as f64)
+                .sum();
+            let held_a: f64 =
+                held.iter().map(|w| Work::of(w.prompt.context, w.prompt.remaining).attention as f64).sum();
+            let a: Vec<f64> =
+                parts.iter().map(|p| p.iter().map(|p| p.work().attention as f64 / 1e6).sum()).collect();
             let n: u64 = parts.iter().map(|p| p.iter().map(|p| p.tokens).sum::<u64>()).sum();
-            println!("{step} pinned {:.1} held A {:.0}M pinned A {:.0}M a {:.0?} n {n}", pinned.iter().map(Vec::len).sum::<usize>() as f64 / RANKS as f64, held_a / 1e6, heavy / 1e6, a);
+            println!(
+                "{step} pinned {:.1} held A {:.0}M pinned A {:.0}M a {:.0?} n {n}",
+                pinned.iter().map(Vec::len).sum::<usize>() as f64 / RANKS as f64,
+                held_a / 1e6,
+                heavy / 1e6,
+                a
+            );
         }
     }
     sums
@@ -270,7 +300,20 @@ fn case(mix: PromptMix) -> String {
 }
 
 pub(crate) fn run(seeds: &[u64], figures: &mut Figures) -> Table {
-    let mut table = new_table(&["prompts", "policy", "N", "A", "T", "efficiency", "halves alike", "wait p50", "p99", "max", "tokens/T", "ms a plan"]);
+    let mut table = new_table(&[
+        "prompts",
+        "policy",
+        "N",
+        "A",
+        "T",
+        "efficiency",
+        "halves alike",
+        "wait p50",
+        "p99",
+        "max",
+        "tokens/T",
+        "ms a plan",
+    ]);
     for mix in PromptMix::CHUNKED {
         let policies: [(&str, fn(PromptMix, u64) -> Sums); 4] = [
             (OURS, ours),
@@ -284,7 +327,9 @@ pub(crate) fn run(seeds: &[u64], figures: &mut Figures) -> Table {
             let mean = |value: fn(&Sums) -> f64| runs.iter().map(value).sum::<f64>() / runs.len() as f64;
             let mut waits: Vec<usize> = runs.iter().flat_map(|s| &s.waits).copied().collect();
             waits.sort_unstable();
-            let wait = |percent: usize| waits.get((waits.len().max(1) - 1) * percent / 100).copied().unwrap_or(0) as f64;
+            let wait = |percent: usize| {
+                waits.get((waits.len().max(1) - 1) * percent / 100).copied().unwrap_or(0) as f64
+            };
             let row = [
                 ("N, max / mean", mean(|s| s.tokens) / steps),
                 ("A, max / mean", mean(|s| s.attention) / steps),
@@ -302,8 +347,18 @@ pub(crate) fn run(seeds: &[u64], figures: &mut Figures) -> Table {
             }
             let v = |i: usize| row[i].1;
             table.add_row([
-                Cell::new(case(mix)), Cell::new(name), ratio(v(0)), ratio(v(1)), ratio(v(2)), percent(v(3)), percent(v(4)),
-                right(format!("{}", v(5))), right(format!("{}", v(6))), right(format!("{}", v(7))), right(format!("{:.0}", v(8))), right(format!("{:.3}", v(9))),
+                Cell::new(case(mix)),
+                Cell::new(name),
+                ratio(v(0)),
+                ratio(v(1)),
+                ratio(v(2)),
+                percent(v(3)),
+                percent(v(4)),
+                right(format!("{}", v(5))),
+                right(format!("{}", v(6))),
+                right(format!("{}", v(7))),
+                right(format!("{:.0}", v(8))),
+                right(format!("{:.3}", v(9))),
             ]);
         }
     }
