@@ -2,14 +2,18 @@
 
 mod chunks;
 mod cohort;
+mod cut;
+mod fill;
 mod halves;
 mod insertion;
 mod item;
 mod load;
 mod repair;
+mod supply;
+mod target;
 mod work;
 
-pub use chunks::{Chunk, Prompt, RankBacklog, Round, Source, plan_round};
+pub use chunks::{Chunk, Prompt, RankBacklog, Round, RoundBudget, Source, plan_round};
 pub use cohort::{Assignment, Cohort, MICROBATCHES, assign};
 pub use item::{Hit, Item};
 pub use work::{Imbalance, Work};

@@ -9,7 +9,7 @@ use crate::decode::admit;
 use crate::ids::Rank;
 use crate::policy::RoutingPolicy;
 use crate::prefill::{
-    Cohort, Imbalance, Item, MICROBATCHES, Prompt, RankBacklog, Source, assign, plan_round,
+    Cohort, Imbalance, Item, MICROBATCHES, Prompt, RankBacklog, RoundBudget, Source, assign, plan_round,
 };
 use crate::topology::{RANKS_MAX, Role};
 use crate::units::{Millis, Tokens};
@@ -262,7 +262,7 @@ impl Router {
             })
             .collect();
         let prompts: Vec<Prompt> = held.iter().map(|(_, prompt)| *prompt).collect();
-        let round = plan_round(&backlogs, &prompts, round_tokens);
+        let round = plan_round(&backlogs, &prompts, &RoundBudget::of(round_tokens));
         if round.chunks.is_empty() {
             return;
         }

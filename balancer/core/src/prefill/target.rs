@@ -1,0 +1,84 @@
+//! The attention that every rank shall run in a round.
+
+use super::chunks::{Prompt, RankBacklog, RoundBudget};
+use super::work::Work;
+
+/// What all ranks of a round aim at.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Target {
+    /// Attention pairs of a rank.
+    pub(super) attention: f64,
+    /// The mean context of a rank that runs all its tokens at this attention: above it a prompt is heavy,
+    /// below it light.
+    pub(super) context: f64,
+    /// Time of a round that has all its tokens and this attention, in tokens.
+    pub(super) time: f64,
+    pair_cost: f64,
+}
+
+/// Stock of heavy prompts, pinned and held, that a rank shall have: in e-folds, so that a prompt of 1.7
+/// rounds' attention counts 1 and one of 150 rounds counts 5. Anything from 3 to 8 does alike in simulation.
+const STOCK: f64 = 5.0;
+/// A prompt's attention is through in at most so many rounds, however few there are beside it.
+const ROUNDS_MAX: f64 = 256.0;
+/// Steps of the bisection: from the range of all attentions to within 1 %.
+const BISECTIONS: usize = 24;
+
+impl Target {
+    pub(super) fn of(ranks: &[RankBacklog], held: &[Prompt], budget: &RoundBudget) -> Self {
+        let prompts: Vec<(f64, f64)> = ranks
+            .iter()
+            .flat_map(|rank| &rank.pinned)
+            .chain(held)
+            .map(|p| (attention(p), mean_context(p)))
+            .collect();
+        let longest =
+            ranks.iter().flat_map(|rank| &rank.pinned).chain(held).map(|p| p.context + p.remaining).max();
+        let longest = longest.unwrap_or(0) as f64;
+        let least = (longest * longest / 2.0 / ROUNDS_MAX).max(1.0);
+        let tokens = budget.tokens.max(1) as f64;
+        let wanted = STOCK * ranks.len() as f64;
+        let stock_at = |target: f64| -> f64 {
+            let heavy = prompts.iter().filter(|(_, context)| *context > target / tokens);
+            heavy.map(|(attention, _)| (attention / target).ln_1p()).sum()
+        };
+        let (mut low, mut high) = (least.ln(), (tokens * longest).max(least).ln());
+        if stock_at(least) > wanted {
+            for _ in 0..BISECTIONS {
+                let middle = f64::midpoint(low, high);
+                if stock_at(middle.exp()) > wanted { low = middle } else { high = middle }
+            }
+        }
+        let attention = low.exp();
+        let pair_cost = budget.pair_cost;
+        Self { attention, context: attention / tokens, time: tokens + pair_cost * attention, pair_cost }
+    }
+
+    /// Time of a round's work, in tokens.
+    pub(super) fn time_of(&self, work: Work) -> f64 {
+        work.tokens as f64 + self.pair_cost * work.attention as f64
+    }
+
+    /// Whether the prompt, run whole, lifts a rank's mean context above what is aimed at.
+    pub(super) fn is_heavy(&self, prompt: &Prompt) -> bool {
+        mean_context(prompt) > self.context
+    }
+
+    /// Whether each of the prompt's tokens lifts the mean context.
+    pub(super) fn is_ripe(&self, prompt: &Prompt) -> bool {
+        prompt.context as f64 > self.context
+    }
+
+    /// Rounds that the prompt's attention fills on one rank.
+    pub(super) fn rounds(&self, prompt: &Prompt) -> f64 {
+        attention(prompt) / self.attention
+    }
+}
+
+fn mean_context(prompt: &Prompt) -> f64 {
+    prompt.context as f64 + prompt.remaining as f64 / 2.0
+}
+
+fn attention(prompt: &Prompt) -> f64 {
+    Work::of(prompt.context, prompt.remaining).attention as f64
+}
