@@ -2,9 +2,7 @@
 
 use super::least_squares::{LeastSquares, Vector, dot};
 use super::quantile::Quantile;
-use super::{CostModel, StepCost};
-use crate::routing::StepReport;
-use crate::units::Tokens;
+use super::{CostModel, StepCost, StepReport};
 
 /// What a report leaves of what is known of old: 500 reports are remembered. 144 ranks that report every tenth of a second bring
 /// them in 35 ms, one rank that reports each of its 40 ms steps in 20 s, and a machine's costs change in hours.
@@ -28,12 +26,12 @@ const ERROR_LEAST: f64 = 0.005;
 /// Largest values of a report that are believed.
 pub const STEP_LIMITS: StepReport = StepReport {
     // A prompt of the longest accepted kind in a single step.
-    tokens: Tokens(1 << 22),
+    tokens: crate::units::Tokens(1 << 22),
     // All of it attending to as much before it.
     pairs: 1 << 45,
     requests: 1 << 20,
     // 320 times what a rank holds at 70 KB a token.
-    kv_tokens: Tokens(1 << 30),
+    kv_tokens: crate::units::Tokens(1 << 30),
     // A step of a minute is an engine that stood still.
     micros: 60_000_000,
 };

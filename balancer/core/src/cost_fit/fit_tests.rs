@@ -1,7 +1,6 @@
 //! What the fit finds, on steps that are drawn here.
 
 use super::*;
-use crate::units::Tokens;
 use proptest::prelude::*;
 
 const MODELS: [CostModel; 2] = [CostModel::Prefill, CostModel::Decode];

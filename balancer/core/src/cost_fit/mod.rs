@@ -9,7 +9,22 @@ mod fit_tests;
 
 pub use fit::{CostFit, FitOutcome, FitQuality, STEP_LIMITS};
 
-use crate::routing::StepReport;
+use crate::units::Tokens;
+
+/// One step of a rank: what it had to do and how long that took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StepReport {
+    /// Tokens that went through the dense layers.
+    pub tokens: Tokens,
+    /// Pairs of core attention: for each such token the tokens it attends to, itself among them.
+    pub pairs: u64,
+    /// Requests that had a part in it.
+    pub requests: u32,
+    /// KV tokens of these requests.
+    pub kv_tokens: Tokens,
+    /// Time of the rank's own work in it, without waiting for other ranks, in microseconds.
+    pub micros: u64,
+}
 
 /// Which steps are fitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

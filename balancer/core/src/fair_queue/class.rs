@@ -4,7 +4,7 @@
 //! is later. A request takes its cost over the tenant's weight of virtual time; the lowest tag goes next, and the present is the
 //! tag that went last. Only tenants are ordered here; which request of a tenant is next is its own queue's matter.
 
-use crate::routing::TenantId;
+use super::TenantId;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Virtual time, in 1/65536 of a unit of cost at weight 1. 128 bits never end.

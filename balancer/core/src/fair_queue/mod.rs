@@ -9,3 +9,17 @@ mod queue_tests;
 
 pub use order::InOrder;
 pub use queue::{Admission, FairPolicy, FairQueue, HeldRequest, InvalidFairPolicy, Refusal};
+
+/// Whose request it is. 0 where tenants are not told apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct TenantId(pub u32);
+
+/// How urgent a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub enum Priority {
+    /// Somebody waits for it.
+    #[default]
+    Interactive,
+    /// Nobody waits for it.
+    Batch,
+}

@@ -2,7 +2,7 @@
 
 use super::class::{Tag, duration};
 use super::queue::{FairQueue, HeldRequest};
-use crate::routing::{Priority, TenantId};
+use super::{Priority, TenantId};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, btree_set};
 

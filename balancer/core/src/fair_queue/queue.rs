@@ -2,7 +2,8 @@
 
 use super::class::{Class, WEIGHT_MAX, duration};
 use super::order::{InOrder, Turn};
-use crate::routing::{LIVE_MAX, Priority, RequestId, TenantId};
+use super::{Priority, TenantId};
+use crate::routing::{LIVE_MAX, RequestId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Bounds and shares of a [`FairQueue`].

@@ -2,7 +2,7 @@
 
 use super::class::{Tag, WEIGHT_MAX, duration};
 use super::*;
-use crate::routing::{LIVE_MAX, Priority, RequestId, TenantId};
+use crate::routing::{LIVE_MAX, RequestId};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
