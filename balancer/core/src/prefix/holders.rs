@@ -88,6 +88,10 @@ impl Holders {
 
     /// The bit set of the ranks that hold the block, if any does.
     pub(super) fn get(&self, block: BlockHash) -> Option<&[u64]> {
+        // Often nothing is expected: that need not cost a look into memory.
+        if self.len == 0 {
+            return None;
+        }
         let row = self.find(block)?;
         Some(&self.ranks[row * self.words..][..self.words])
     }
