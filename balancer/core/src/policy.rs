@@ -1,5 +1,8 @@
 //! The operator's wishes, as plain values. Each default carries its reason.
 
+use crate::fair_queue::{FairPolicy, TenantId};
+use std::collections::BTreeMap;
+
 /// The loads that splits are made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SplitFor {
@@ -103,18 +106,55 @@ pub struct RoutingPolicy {
     /// so that every rank gets equal tokens *and* equal attention; the engine must then run exactly the
     /// tokens it was given. `None` dispatches whole prompts and leaves the cutting to the engine.
     pub round_tokens: Option<u64>,
-    /// Prompts that may be held at once. Above it a gateway sends faster than any unit drains.
+    /// Whole prompts: new tokens that a rank has to run, on the mean of the ranks, above which prompts stay
+    /// held; what is held can still be put in order by urgency and tenant, and meets the cohort that suits it.
+    /// Gateways must then say when a prompt has run (first token or finish). `None`: all held prompts go out.
+    pub cohort_tokens: Option<u64>,
+    /// KV tokens that fit a decode rank; a request that fits nowhere is held. `None`: the engine's own concern.
+    pub kv_capacity_tokens: Option<u64>,
+    /// Running requests that may move in one step of a decode unit. 0: the engine cannot move any.
+    pub migrations_per_step: u32,
+    /// Tokens of a prefix block, as the engine and whoever names the blocks have them.
+    pub block_tokens: u64,
+    /// Requests that may be held at once. Above it a gateway sends faster than any unit drains.
     pub held_max: usize,
+    /// Of those, of one tenant. See [`FairPolicy::tenant_held_max`].
+    pub tenant_held_max: usize,
+    /// See [`FairPolicy::batch_share`].
+    pub batch_share: f64,
+    /// Weights of tenants, 1 to 65536; of all others, 1.
+    pub tenant_weights: BTreeMap<TenantId, u32>,
     /// Requests, held and running, of the unit. At most [`crate::routing::LIVE_MAX`].
     pub live_max: usize,
 }
 
+impl RoutingPolicy {
+    /// The part of it that is about tenants.
+    pub fn fairness(&self) -> FairPolicy {
+        FairPolicy {
+            held_max: self.held_max,
+            tenant_held_max: self.tenant_held_max.min(self.held_max),
+            batch_share: self.batch_share,
+            weights: self.tenant_weights.clone(),
+        }
+    }
+}
+
 impl Default for RoutingPolicy {
     fn default() -> Self {
+        let fairness = FairPolicy::default();
         Self {
             cohort_wait_max_ms: 2000,
             round_tokens: None,
-            held_max: 65_536,
+            cohort_tokens: None,
+            kv_capacity_tokens: None,
+            migrations_per_step: 0,
+            // Of SGLang's and vLLM's page sizes the one that long prompts are cached in with V3's attention kernels.
+            block_tokens: 64,
+            held_max: fairness.held_max,
+            tenant_held_max: fairness.tenant_held_max,
+            batch_share: fairness.batch_share,
+            tenant_weights: fairness.weights,
             live_max: crate::routing::LIVE_MAX,
         }
     }

@@ -6,7 +6,6 @@ use super::{
 };
 use crate::ids::Rank;
 use crate::policy::RoutingPolicy;
-use crate::topology::Role;
 use crate::units::{Millis, Tokens};
 use std::collections::{BTreeSet, HashMap};
 
@@ -24,15 +23,13 @@ const STEP_MICROS_MAX: u64 = 3_600_000_000;
 
 /// What a batch is checked against.
 pub(super) struct Context<'a> {
-    pub(super) role: Role,
     pub(super) ranks: u16,
     pub(super) policy: &'a RoutingPolicy,
     pub(super) ledger: &'a Ledger,
     pub(super) last: Millis,
 }
 
-/// Checks `events`. Requests that the batch itself ends, by name or with their rank, may arrive again
-/// after that; the bounds on live and held requests count arrivals in full, whatever the batch ends.
+/// Checks `events`. Requests that the batch itself ends, by name or with their rank, may arrive again after that.
 pub(super) fn validate(
     context: &Context<'_>,
     now: Millis,
@@ -51,22 +48,12 @@ pub(super) fn validate(
     for (index, event) in events.iter().enumerate() {
         validate_event(context, index, event, &mut seen)?;
     }
-    for (what, have, max) in [
-        ("live", context.ledger.live() + seen.arrivals, context.policy.live_max),
-        ("held", context.ledger.held() + seen.arrivals, context.policy.held_max),
-    ] {
-        let binds = what == "live" || context.role == Role::Prefill;
-        if seen.arrivals > 0 && binds && have > max {
-            return Err(RoutingError::TooManyRequests { what, have, max });
-        }
-    }
     Ok(())
 }
 
 /// What earlier events of the same batch did to the set of live requests.
 #[derive(Default)]
 struct Seen {
-    arrivals: usize,
     /// Requests that the batch began (`true`) or ended (`false`) last.
     live: HashMap<RequestId, bool>,
     /// Ranks whose requests the batch forgets.
@@ -111,13 +98,13 @@ fn validate_event(
             let Tokens(prompt) = prompt_tokens;
             within("prompt_tokens", prompt, 1, PROMPT_TOKENS_MAX)?;
             within("cached_tokens", cached_tokens.0, 0, prompt - 1)?;
-            within("blocks", blocks.len() as u64, 0, prompt.min(BLOCKS_MAX as u64))?;
+            let whole_blocks = prompt / context.policy.block_tokens;
+            within("blocks", blocks.len() as u64, 0, whole_blocks.min(BLOCKS_MAX as u64))?;
             within("expected_output", expected_output.map_or(0, |t| t.0), 0, PROMPT_TOKENS_MAX)?;
             if seen.is_live(context.ledger, request) {
                 return Err(RoutingError::DuplicateRequest { event, request });
             }
             seen.live.insert(request, true);
-            seen.arrivals += 1;
         }
         RoutingEvent::Finish { request } => {
             seen.live.insert(request, false);

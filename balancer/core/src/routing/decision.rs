@@ -69,3 +69,11 @@ impl Decision {
 
 /// Code of a refusal because no rank of the unit takes requests.
 pub const REFUSED_NO_RANK_UP: &str = "routing_no_rank_up";
+/// Code of a refusal because its tenant holds as many requests as one tenant may.
+pub const REFUSED_TENANT_HELD_FULL: &str = "routing_tenant_held_full";
+/// Code of a refusal because as many requests are held as may be, most of them, by weight, of its tenant.
+pub const REFUSED_HELD_FULL: &str = "routing_held_full";
+/// Code of a refusal because the unit has as many requests, held and running, as it may.
+pub const REFUSED_LIVE_FULL: &str = "routing_live_full";
+/// Code of a refusal because the request's KV would not even fit an empty rank.
+pub const REFUSED_NEVER_FITS: &str = "routing_never_fits";

@@ -1,12 +1,14 @@
 //! Why a batch, or a router itself, is refused.
 
 use super::{EVENTS_MAX, RequestId};
+use crate::fair_queue::InvalidFairPolicy;
 use crate::ids::Rank;
+use crate::prefix::InvalidPrefixPolicy;
 use crate::topology::RANKS_MAX;
 use crate::units::Millis;
 
 /// Why a batch was refused as a whole; nothing of it had an effect.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum RoutingError {
     /// A unit without ranks, or with more than the topology allows.
     #[error("ranks is {ranks}: a unit has 1 to {RANKS_MAX} ranks")]
@@ -89,18 +91,12 @@ pub enum RoutingError {
         /// Highest accepted.
         max: u64,
     },
-    /// More requests than the policy allows.
-    #[error(
-        "the batch would bring the unit to {have} {what} requests: at most {max} are taken; slow the gateway down"
-    )]
-    TooManyRequests {
-        /// `live` or `held`.
-        what: &'static str,
-        /// There would be.
-        have: usize,
-        /// Allowed.
-        max: usize,
-    },
+    /// A policy of tenants out of range.
+    #[error(transparent)]
+    Fairness(#[from] InvalidFairPolicy),
+    /// A bound of the prefix index out of range.
+    #[error(transparent)]
+    Prefix(#[from] InvalidPrefixPolicy),
 }
 
 impl RoutingError {
@@ -109,7 +105,9 @@ impl RoutingError {
         match self {
             RoutingError::RankCount { .. } => "routing_rank_count",
             RoutingError::RoleNotRouted => "routing_role_not_routed",
-            RoutingError::Policy { .. } => "routing_policy_out_of_range",
+            RoutingError::Policy { .. } | RoutingError::Fairness(_) | RoutingError::Prefix(_) => {
+                "routing_policy_out_of_range"
+            }
             RoutingError::BatchTooLarge { .. } => "routing_batch_too_large",
             RoutingError::TimeBackwards { .. } => "routing_time_backwards",
             RoutingError::TimeTooLarge { .. } => "routing_time_too_large",
@@ -117,7 +115,6 @@ impl RoutingError {
             RoutingError::ReservedRequest { .. } => "routing_reserved_request",
             RoutingError::DuplicateRequest { .. } => "routing_duplicate_request",
             RoutingError::TokensOutOfRange { .. } => "routing_tokens_out_of_range",
-            RoutingError::TooManyRequests { .. } => "routing_too_many_requests",
         }
     }
 }

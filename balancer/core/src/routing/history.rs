@@ -59,6 +59,11 @@ impl History {
         Self { windows: VecDeque::from([Window { number, requests: Range::at(0), kv: Range::at(0) }]) }
     }
 
+    /// Bytes allocated.
+    pub(super) fn bytes(&self) -> usize {
+        self.windows.capacity() * size_of::<Window>()
+    }
+
     /// The ledger holds so much now. To be called before and after every change.
     pub(super) fn reach(&mut self, requests: u64, kv: u64) {
         let open = self.windows.back_mut().expect("never empty");

@@ -3,7 +3,7 @@
 
 use super::history::History;
 use super::{DispatchNumber, RequestId};
-use crate::decode::RankLoad;
+use crate::decode::{RankLoad, Running, RunningRequests};
 use crate::ids::Rank;
 use crate::prefill::{Prompt, Work};
 use crate::units::{Millis, Tokens};
@@ -12,6 +12,9 @@ use std::collections::{BTreeMap, HashMap};
 /// Where a unit's step count stops: at 30 ms a step, after a thousand years. KV sums of
 /// [`LIVE_MAX`](super::LIVE_MAX) requests that gained so many tokens each still fit 63 bits.
 const STEPS_SUM_MAX: u64 = 1 << 40;
+
+/// Not a count of steps: above [`STEPS_SUM_MAX`].
+const NEVER: u64 = u64::MAX;
 
 /// One live request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +33,8 @@ pub(super) struct Live {
     run: u32,
     /// The unit's step count at the dispatch.
     steps_at: u64,
+    /// The same at the last migration; [`NEVER`] before the first.
+    moved_at: u64,
 }
 
 impl Live {
@@ -132,6 +137,16 @@ impl Ledger {
         self.held.len()
     }
 
+    /// Bytes that are allocated for live requests: tables at what they have grown to, and per rank the map of its
+    /// requests, whose nodes of up to eleven entries are two thirds full in the mean, and the windows.
+    pub(super) fn bytes(&self) -> usize {
+        // A table has a control byte per place and is at most seven eighths full.
+        let table = self.live.capacity() * 8 / 7 * (size_of::<(RequestId, Live)>() + 1);
+        let entry = size_of::<(u64, RequestId)>() * 3 / 2;
+        let ranks = self.ranks.iter().map(|rank| rank.requests.len() * entry + rank.history.bytes());
+        table + self.held.len() * entry + ranks.sum::<usize>() + size_of_val(&*self.ranks)
+    }
+
     pub(super) fn contains(&self, request: RequestId) -> bool {
         self.live.contains_key(&request)
     }
@@ -158,9 +173,14 @@ impl Ledger {
         self.held.range(arrivals + 1..).map(|(_, &request)| request)
     }
 
-    /// Held requests with all they need, oldest first.
-    pub(super) fn held_prompts(&self) -> impl Iterator<Item = (RequestId, Prompt)> + '_ {
-        self.held.values().map(|&request| (request, self.live[&request].rest()))
+    /// Held requests, oldest first.
+    pub(super) fn held_requests(&self) -> impl Iterator<Item = RequestId> + '_ {
+        self.held.values().copied()
+    }
+
+    /// What is left to give of a live request.
+    pub(super) fn rest(&self, request: RequestId) -> Prompt {
+        self.live[&request].rest()
     }
 
     /// Prompts of a rank that are not wholly dispatched, oldest first.
@@ -181,11 +201,12 @@ impl Ledger {
 
     /// Loads of all ranks with the reports' corrections, for the admission.
     pub(super) fn loads(&self) -> impl Iterator<Item = RankLoad> + Clone + '_ {
-        self.ranks.iter().map(|rank| RankLoad {
-            kv_tokens: (rank.kv(self.steps) as i64).saturating_add(rank.kv_difference).max(0) as u64,
-            requests: (rank.requests.len() as i64).saturating_add(rank.requests_difference).max(0) as u64,
-            up: rank.phase == RankPhase::Up,
-        })
+        self.ranks.iter().map(|rank| rank.load(self.steps))
+    }
+
+    /// Steps of the unit.
+    pub(super) fn steps(&self) -> u64 {
+        self.steps
     }
 
     pub(super) fn totals(&self, rank: Rank) -> Option<LedgerTotals> {
@@ -212,19 +233,22 @@ impl Ledger {
             given: 0,
             run: 0,
             steps_at: 0,
+            moved_at: NEVER,
         };
         let before = self.live.insert(request, live);
         assert!(before.is_none(), "validated: request {request:?} is not live");
         self.held.insert(self.arrivals, request);
     }
 
-    /// Gives `tokens` more (`None`: all that are left) of a request to `rank`.
+    /// Gives `tokens` more (`None`: all that are left) of a request to `rank`, which at the first time has `hit`
+    /// leading tokens of it cached.
     pub(super) fn dispatch(
         &mut self,
         request: RequestId,
         rank: Rank,
         microbatch: u8,
         tokens: Option<u64>,
+        hit: u64,
     ) -> DispatchNumber {
         self.dispatches += 1;
         let (number, steps) = (self.dispatches, self.steps);
@@ -235,6 +259,7 @@ impl Ledger {
                 assert_eq!(ledger.phase, RankPhase::Up, "rank {rank} takes no requests");
                 self.held.remove(&live.order);
                 (live.rank, live.order, live.steps_at) = (Some(rank), number, steps);
+                live.cached = live.cached.max(hit.min(u64::from(live.prompt) - 1) as u32);
                 ledger.reach(steps);
                 ledger.requests.insert(number, request);
                 ledger.kv_base += live.kv_base();
@@ -249,6 +274,28 @@ impl Ledger {
         assert!(tokens <= rest, "a chunk longer than its prompt");
         live.given += tokens as u32;
         ledger.outstanding[usize::from(live.microbatch)] += live.outstanding();
+        DispatchNumber(number)
+    }
+
+    /// A running request goes on on another rank.
+    pub(super) fn migrate(&mut self, request: RequestId, to: Rank) -> DispatchNumber {
+        self.dispatches += 1;
+        let (number, steps) = (self.dispatches, self.steps);
+        let live = self.live.get_mut(&request).expect("only live requests move");
+        let from = live.rank.expect("only running requests move");
+        assert_ne!(from, to, "a request moves to where it is");
+        let source = &mut self.ranks[from.index()];
+        source.reach(steps);
+        source.requests.remove(&live.order);
+        source.kv_base -= live.kv_base();
+        source.reach(steps);
+        let target = &mut self.ranks[to.index()];
+        assert_eq!(target.phase, RankPhase::Up, "rank {to} takes no requests");
+        target.reach(steps);
+        target.requests.insert(number, request);
+        target.kv_base += live.kv_base();
+        target.history.dispatched(number, target.requests.len() as u64, target.kv(steps));
+        (live.rank, live.order, live.moved_at) = (Some(to), number, steps);
         DispatchNumber(number)
     }
 
@@ -376,7 +423,6 @@ impl Live {
         i64::from(self.prompt) - self.steps_at as i64
     }
 
-    #[cfg(test)]
     fn kv(&self, steps: u64) -> i64 {
         self.kv_base() + steps as i64
     }
@@ -402,8 +448,45 @@ impl RankLedger {
         u64::try_from(kv).expect("KV is a sum over requests, each of which has at least its prompt")
     }
 
+    /// With the reports' corrections.
+    fn load(&self, steps: u64) -> RankLoad {
+        RankLoad {
+            kv_tokens: (self.kv(steps) as i64).saturating_add(self.kv_difference).max(0) as u64,
+            requests: (self.requests.len() as i64).saturating_add(self.requests_difference).max(0) as u64,
+            up: self.phase == RankPhase::Up,
+        }
+    }
+
     /// Tells the history what there is. To be called before and after every change.
     fn reach(&mut self, steps: u64) {
         self.history.reach(self.requests.len() as u64, self.kv(steps));
+    }
+}
+
+impl RunningRequests for Ledger {
+    type Id = RequestId;
+
+    fn ranks(&self) -> usize {
+        self.ranks.len()
+    }
+
+    fn load(&self, rank: usize) -> RankLoad {
+        self.ranks[rank].load(self.steps)
+    }
+
+    fn drains(&self, rank: usize) -> bool {
+        self.ranks[rank].phase == RankPhase::Draining
+    }
+
+    fn running(&self, rank: usize) -> impl Iterator<Item = Running<RequestId>> {
+        self.ranks[rank].requests.values().map(|&id| {
+            let live = &self.live[&id];
+            let since = self.steps.checked_sub(live.moved_at);
+            Running {
+                id,
+                kv_tokens: live.kv(self.steps) as u64,
+                since_move: since.map(|steps| u32::try_from(steps).unwrap_or(u32::MAX)),
+            }
+        })
     }
 }

@@ -1,17 +1,23 @@
 //! Request routing for one unit: events in, decisions out, in virtual time. See README.md.
 
 mod batch;
+mod decode;
 mod decision;
 mod error;
 mod event;
 mod history;
+mod holding;
 mod ledger;
+mod prefill;
 mod router;
 
 pub use crate::cost_fit::StepReport;
 pub use crate::fair_queue::{Priority, TenantId};
 pub use crate::prefix::{BlockHash, KvChange};
-pub use decision::{Decision, REFUSED_NO_RANK_UP};
+pub use decision::{
+    Decision, REFUSED_HELD_FULL, REFUSED_LIVE_FULL, REFUSED_NEVER_FITS, REFUSED_NO_RANK_UP,
+    REFUSED_TENANT_HELD_FULL,
+};
 pub use error::RoutingError;
 pub use event::{DispatchNumber, RequestId, RoutingEvent};
 pub use ledger::{LedgerTotals, RankPhase};

@@ -1,31 +1,40 @@
 //! One unit's router: validates a batch, keeps the ledger, asks the solvers.
 
 use super::batch::{Context, validate};
-use super::ledger::{Ledger, LedgerTotals, RankPhase, ReportDrop};
+use super::holding::Holding;
+use super::ledger::{Ledger, LedgerTotals, ReportDrop};
 use super::{
-    Decision, LIVE_MAX, PROMPT_TOKENS_MAX, REFUSED_NO_RANK_UP, RequestId, RoutingError, RoutingEvent,
+    BlockHash, Decision, KvChange, LIVE_MAX, PROMPT_TOKENS_MAX, REFUSED_LIVE_FULL, REFUSED_NO_RANK_UP,
+    RequestId, RoutingError, RoutingEvent, StepReport,
 };
-use crate::decode::admit;
+use crate::cost_fit::{CostFit, CostModel, FitQuality, StepCost};
 use crate::ids::Rank;
 use crate::policy::RoutingPolicy;
-use crate::prefill::{
-    Cohort, Imbalance, Item, MICROBATCHES, Prompt, RankBacklog, RoundBudget, Source, assign, plan_round,
-};
+use crate::prefill::Imbalance;
+use crate::prefix::{PrefixCounters, PrefixIndex, PrefixPolicy};
 use crate::topology::{RANKS_MAX, Role};
 use crate::units::{Millis, Tokens};
 
 /// Longest wait that a policy may ask for: a minute is beyond any objective for a first token.
 const COHORT_WAIT_MAX_MS: u64 = 60_000;
+/// Most KV tokens of a rank, a tebibyte at one byte a token.
+const KV_CAPACITY_MAX: u64 = 1 << 40;
+/// Most moves a step: one of each rank of the largest unit is more than any network hides behind a step.
+const MIGRATIONS_MAX: u64 = RANKS_MAX as u64;
+/// Largest prefix block: beyond it next to no prompts share any.
+const BLOCK_TOKENS_MAX: u64 = 4096;
 
 /// What a router counted since it began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RouterCounters {
     /// Requests dispatched, each once whatever its chunks.
     pub dispatched: u64,
-    /// Arrivals refused because no rank took requests.
+    /// Requests refused, whatever the code.
     pub refused: u64,
     /// Requests lost with their rank.
     pub lost: u64,
+    /// Running requests moved.
+    pub migrated: u64,
     /// Finish events for requests that were not live.
     pub unknown_finishes: u64,
     /// First tokens of requests that no rank has.
@@ -52,12 +61,16 @@ pub struct CohortReport {
 /// Routes the requests of one unit. Pure: the same batches give the same decisions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Router {
-    role: Role,
+    pub(super) role: Role,
     ranks: u16,
-    policy: RoutingPolicy,
-    ledger: Ledger,
+    pub(super) policy: RoutingPolicy,
+    pub(super) ledger: Ledger,
+    pub(super) holding: Holding,
+    /// What each rank has cached; of prefill units only.
+    pub(super) prefixes: Option<PrefixIndex>,
+    pub(super) fit: CostFit,
     last: Millis,
-    counters: RouterCounters,
+    pub(super) counters: RouterCounters,
     last_cohort: Option<CohortReport>,
 }
 
@@ -73,6 +86,10 @@ impl Router {
         for (field, value, min, max) in [
             ("cohort_wait_max_ms", policy.cohort_wait_max_ms, 0, COHORT_WAIT_MAX_MS),
             ("round_tokens", policy.round_tokens.unwrap_or(1), 1, PROMPT_TOKENS_MAX),
+            ("cohort_tokens", policy.cohort_tokens.unwrap_or(1), 1, PROMPT_TOKENS_MAX),
+            ("kv_capacity_tokens", policy.kv_capacity_tokens.unwrap_or(1), 1, KV_CAPACITY_MAX),
+            ("migrations_per_step", policy.migrations_per_step.into(), 0, MIGRATIONS_MAX),
+            ("block_tokens", policy.block_tokens, 1, BLOCK_TOKENS_MAX),
             ("held_max", policy.held_max as u64, 1, LIVE_MAX as u64),
             ("live_max", policy.live_max as u64, 1, LIVE_MAX as u64),
         ] {
@@ -80,45 +97,53 @@ impl Router {
                 return Err(RoutingError::Policy { field, value, min, max });
             }
         }
-        let ledger = Ledger::new(ranks);
-        let counters = RouterCounters::default();
-        Ok(Self { role, ranks, policy, ledger, last: Millis(0), counters, last_cohort: None })
+        let prefill = role == Role::Prefill;
+        let model = if prefill { CostModel::Prefill } else { CostModel::Decode };
+        Ok(Self {
+            role,
+            ranks,
+            ledger: Ledger::new(ranks),
+            holding: Holding::new(&policy)?,
+            prefixes: prefill.then(|| PrefixIndex::new(ranks, PrefixPolicy::default())).transpose()?,
+            fit: CostFit::new(model),
+            policy,
+            last: Millis(0),
+            counters: RouterCounters::default(),
+            last_cohort: None,
+        })
     }
 
     /// Takes a batch of events at time `now` and returns the decisions, in the order in which they were
     /// made. A batch with an error has no effect at all.
     pub fn apply(&mut self, now: Millis, events: &[RoutingEvent]) -> Result<Vec<Decision>, RoutingError> {
-        let context = Context {
-            role: self.role,
-            ranks: self.ranks,
-            policy: &self.policy,
-            ledger: &self.ledger,
-            last: self.last,
-        };
+        let context =
+            Context { ranks: self.ranks, policy: &self.policy, ledger: &self.ledger, last: self.last };
         validate(&context, now, events)?;
         self.last = now;
         let before = self.ledger.arrivals();
         let mut decisions = Vec::new();
+        if let Some(prefixes) = &mut self.prefixes {
+            prefixes.advance(now);
+        }
         for event in events {
             self.take(now, event, &mut decisions);
         }
         match self.role {
             Role::Prefill => self.decide_prefill(now, events, before, &mut decisions),
-            Role::Decode | Role::Mixed => self.admit_held(&mut decisions),
+            Role::Decode | Role::Mixed => self.decide_decode(events, before, &mut decisions),
         }
         Ok(decisions)
     }
 
     fn take(&mut self, now: Millis, event: &RoutingEvent, decisions: &mut Vec<Decision>) {
         match *event {
-            RoutingEvent::Arrive { request, .. } if !self.ledger.any_up() => {
-                decisions.push(self.refuse(request));
-            }
-            RoutingEvent::Arrive { request, prompt_tokens, cached_tokens, .. } => {
-                let cached = if self.role == Role::Prefill { cached_tokens } else { Tokens(0) };
-                self.ledger.hold(request, now, prompt_tokens, cached);
+            RoutingEvent::Arrive { .. } => self.arrive(now, event, decisions),
+            RoutingEvent::FirstToken { request } => {
+                let known = self.ledger.ran(request);
+                self.counters.unknown_first_tokens += u64::from(!known);
             }
             RoutingEvent::Finish { request } => {
+                self.holding.remove(request);
                 let known = self.ledger.finish(request);
                 self.counters.unknown_finishes += u64::from(!known);
             }
@@ -128,19 +153,16 @@ impl Router {
                 Role::Prefill if self.policy.round_tokens.is_none() => {}
                 Role::Prefill => self.ledger.ran_all(),
             },
-            RoutingEvent::FirstToken { request } => {
-                let known = self.ledger.ran(request);
-                self.counters.unknown_first_tokens += u64::from(!known);
-            }
-            RoutingEvent::Report { rank, sequence, as_of, kv_used_tokens, requests, .. } => {
+            RoutingEvent::Report { rank, sequence, as_of, kv_used_tokens, requests, ref step } => {
                 let as_of = as_of.unwrap_or_default();
                 match self.ledger.correct(rank, sequence, as_of, requests, kv_used_tokens) {
-                    Ok(()) => {}
+                    Ok(()) => self.learn(step.as_ref()),
                     Err(ReportDrop::Stale) => self.counters.stale_reports += 1,
                     Err(ReportDrop::UnknownDispatch) => self.counters.foreign_reports += 1,
                 }
             }
             RoutingEvent::RankDown { rank } => {
+                self.forget_prefixes(rank);
                 let lost = self.ledger.take_down(rank);
                 self.counters.lost += lost.len() as u64;
                 decisions.extend(lost.into_iter().map(|request| Decision::Lost { request, rank }));
@@ -150,9 +172,73 @@ impl Router {
                 self.ledger.drain(rank);
                 self.refuse_all_without_ranks(decisions);
             }
-            RoutingEvent::RankUp { rank } => self.ledger.bring_up(rank),
-            RoutingEvent::Kv { .. } => {}
+            RoutingEvent::RankUp { rank } => {
+                self.forget_prefixes(rank);
+                self.ledger.bring_up(rank);
+            }
+            RoutingEvent::Kv { rank, sequence, ref change } => self.note_prefixes(rank, sequence, change),
             RoutingEvent::Tick => {}
+        }
+    }
+
+    fn arrive(&mut self, now: Millis, event: &RoutingEvent, decisions: &mut Vec<Decision>) {
+        let &RoutingEvent::Arrive { request, prompt_tokens, cached_tokens, .. } = event else {
+            return;
+        };
+        if !self.ledger.any_up() {
+            decisions.push(self.refuse_without_ranks(request));
+            return;
+        }
+        if self.ledger.live() >= self.policy.live_max {
+            let message = format!(
+                "the unit has {} requests, as many as it may: slow the gateway down or send to another unit",
+                self.policy.live_max
+            );
+            decisions.push(self.refuse(request, REFUSED_LIVE_FULL, message));
+            return;
+        }
+        match self.role {
+            Role::Prefill => {
+                self.ledger.hold(request, now, prompt_tokens, cached_tokens);
+                self.hold_prompt(event, decisions);
+            }
+            Role::Decode | Role::Mixed if self.fits_a_rank(prompt_tokens) => {
+                self.ledger.hold(request, now, prompt_tokens, Tokens(0));
+            }
+            Role::Decode | Role::Mixed => decisions.push(self.refuse_unfit(request, prompt_tokens)),
+        }
+    }
+
+    /// Whoever has no room any more is forgotten and answered.
+    pub(super) fn turn_away(&mut self, refusal: Option<Decision>, decisions: &mut Vec<Decision>) {
+        if let Some(refusal) = refusal {
+            self.ledger.finish(refusal.request());
+            self.counters.refused += 1;
+            decisions.push(refusal);
+        }
+    }
+
+    fn learn(&mut self, step: Option<&StepReport>) {
+        if let Some(step) = step {
+            self.fit.observe(step);
+        }
+    }
+
+    fn forget_prefixes(&mut self, rank: Rank) {
+        if let Some(prefixes) = &mut self.prefixes {
+            prefixes.forget(rank);
+        }
+    }
+
+    fn note_prefixes(&mut self, rank: Rank, sequence: u64, change: &KvChange) {
+        if let Some(prefixes) = &mut self.prefixes {
+            prefixes.apply(rank, sequence, change);
+        }
+    }
+
+    pub(super) fn expect_prefixes(&mut self, rank: Rank, blocks: &[BlockHash]) {
+        if let Some(prefixes) = &mut self.prefixes {
+            prefixes.expect(rank, blocks);
         }
     }
 
@@ -161,133 +247,50 @@ impl Router {
         if self.ledger.any_up() {
             return;
         }
-        let held: Vec<RequestId> = self.ledger.held_prompts().map(|(request, _)| request).collect();
+        let held: Vec<RequestId> = self.ledger.held_requests().collect();
         for request in held {
             self.ledger.finish(request);
-            decisions.push(self.refuse(request));
+            self.holding.remove(request);
+            decisions.push(self.refuse_without_ranks(request));
         }
     }
 
-    fn refuse(&mut self, request: RequestId) -> Decision {
-        self.counters.refused += 1;
+    fn refuse_without_ranks(&mut self, request: RequestId) -> Decision {
+        let ranks = self.ranks;
         let message = format!(
-            "all {} ranks of the unit are down or draining: send the request to another unit",
-            self.ranks
+            "all {ranks} ranks of the unit are down or draining: send the request to another unit"
         );
-        Decision::Refuse { request, code: REFUSED_NO_RANK_UP, message }
+        self.refuse(request, REFUSED_NO_RANK_UP, message)
     }
 
-    /// Decode: the batch's arrivals go out, after its other events, for a later one may say that a rank is
-    /// down.
-    fn admit_held(&mut self, decisions: &mut Vec<Decision>) {
-        let held: Vec<(RequestId, Prompt)> = self.ledger.held_prompts().collect();
-        for (request, prompt) in held {
-            let index =
-                admit(self.ledger.loads(), prompt.remaining).expect("requests are held if a rank is up");
-            let rank = Rank(index as u16);
-            // The KV comes from a prefill unit: the rank has no prompt tokens to run.
-            let number = self.ledger.dispatch(request, rank, 0, Some(0));
-            self.counters.dispatched += 1;
-            decisions.push(Decision::Dispatch { request, number, rank, microbatch: 0, tokens: None });
-        }
+    pub(super) fn refuse(&mut self, request: RequestId, code: &'static str, message: String) -> Decision {
+        self.counters.refused += 1;
+        Decision::Refuse { request, code, message }
     }
 
-    /// `before`: requests that had arrived before the batch.
-    fn decide_prefill(
-        &mut self,
-        now: Millis,
-        events: &[RoutingEvent],
-        before: u64,
-        decisions: &mut Vec<Decision>,
-    ) {
-        let oldest = self.ledger.oldest_held();
-        let overdue = oldest.is_some_and(|arrived| now.since(arrived) >= self.policy.cohort_wait_max_ms);
-        if overdue || events.contains(&RoutingEvent::Tick) {
-            match self.policy.round_tokens {
-                // What began on a draining rank ends there; nothing begins there any more.
-                Some(round_tokens) => {
-                    let draining: Vec<Rank> = self.ledger.ranks_in(RankPhase::Draining).collect();
-                    self.dispatch_round(&draining, Vec::new(), round_tokens, decisions);
-                    let up: Vec<Rank> = self.ledger.ranks_in(RankPhase::Up).collect();
-                    let held = self.ledger.held_prompts().collect();
-                    self.dispatch_round(&up, held, round_tokens, decisions);
-                }
-                None => decisions.extend(self.dispatch_cohort()),
-            }
-        }
-        decisions.extend(self.ledger.held_since(before).map(|request| Decision::Hold { request }));
-    }
-
-    /// All held prompts go out whole.
-    fn dispatch_cohort(&mut self) -> Vec<Decision> {
-        let held: Vec<(RequestId, Prompt)> = self.ledger.held_prompts().collect();
-        if held.is_empty() {
-            return Vec::new();
-        }
-        let up: Vec<Rank> = self.ledger.ranks_in(RankPhase::Up).collect();
-        let carried = up.iter().flat_map(|&rank| self.ledger.outstanding(rank)).collect();
-        let items = held.iter().map(|(_, prompt)| Item::from(*prompt)).collect();
-        let assignment = assign(&Cohort { carried, items });
-        self.note_cohort(held.len(), assignment.tokens, assignment.attention);
-        let mut decisions = Vec::with_capacity(held.len());
-        for (&(request, _), bin) in held.iter().zip(assignment.bin_of) {
-            let (rank, microbatch) = (up[bin / MICROBATCHES], (bin % MICROBATCHES) as u8);
-            let number = self.ledger.dispatch(request, rank, microbatch, None);
-            self.counters.dispatched += 1;
-            decisions.push(Decision::Dispatch { request, number, rank, microbatch, tokens: None });
-        }
-        decisions
-    }
-
-    /// Each of these ranks gets its next chunks.
-    fn dispatch_round(
-        &mut self,
-        up: &[Rank],
-        held: Vec<(RequestId, Prompt)>,
-        round_tokens: u64,
-        decisions: &mut Vec<Decision>,
-    ) {
-        if up.is_empty() {
-            return;
-        }
-        let pinned: Vec<Vec<(RequestId, Prompt)>> =
-            up.iter().map(|&rank| self.ledger.pinned_prompts(rank).collect()).collect();
-        let backlogs: Vec<RankBacklog> = up
-            .iter()
-            .zip(&pinned)
-            .map(|(&rank, prompts)| {
-                let [first, second] = self.ledger.outstanding(rank);
-                let pinned = prompts.iter().map(|(_, prompt)| *prompt).collect();
-                RankBacklog { pinned, outstanding: first + second }
-            })
-            .collect();
-        let prompts: Vec<Prompt> = held.iter().map(|(_, prompt)| *prompt).collect();
-        let round = plan_round(&backlogs, &prompts, &RoundBudget::of(round_tokens));
-        if round.chunks.is_empty() {
-            return;
-        }
-        self.note_cohort(round.chunks.len(), round.tokens, round.attention);
-        for chunk in &round.chunks {
-            let rank = up[chunk.rank];
-            let request = match chunk.prompt {
-                Source::Pinned(index) => pinned[chunk.rank][index].0,
-                Source::Held(index) => held[index].0,
-            };
-            self.counters.dispatched += u64::from(self.ledger.rank_of(request).is_none());
-            let number = self.ledger.dispatch(request, rank, chunk.microbatch, Some(chunk.tokens));
-            decisions.push(Decision::Dispatch {
-                request,
-                number,
-                rank,
-                microbatch: chunk.microbatch,
-                tokens: Some(Tokens(chunk.tokens)),
-            });
-        }
-    }
-
-    fn note_cohort(&mut self, dispatches: usize, tokens: Imbalance, attention: Imbalance) {
+    pub(super) fn note_cohort(&mut self, dispatches: usize, tokens: Imbalance, attention: Imbalance) {
         self.counters.cohorts += 1;
         self.last_cohort = Some(CohortReport { dispatches, tokens, attention });
+    }
+
+    /// What a step costs, as far as the reports tell.
+    pub fn step_cost(&self) -> StepCost {
+        self.fit.cost()
+    }
+
+    /// How far that can be trusted.
+    pub fn step_cost_quality(&self) -> FitQuality {
+        self.fit.quality()
+    }
+
+    /// What the prefix index of a prefill unit has seen.
+    pub fn prefix_counters(&self) -> Option<PrefixCounters> {
+        self.prefixes.as_ref().map(PrefixIndex::counters)
+    }
+
+    /// Bytes that the ledger has allocated for live requests.
+    pub fn ledger_bytes(&self) -> usize {
+        self.ledger.bytes()
     }
 
     /// What the ledger holds of a rank; `None` for a rank the unit does not have.

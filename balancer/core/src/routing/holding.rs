@@ -1,0 +1,93 @@
+//! Requests that wait in the balancer for a rank.
+
+use super::{BlockHash, Decision, REFUSED_HELD_FULL, REFUSED_TENANT_HELD_FULL, RequestId, RoutingEvent};
+use crate::fair_queue::{Admission, FairQueue, HeldRequest, InvalidFairPolicy, Refusal, TenantId};
+use crate::policy::RoutingPolicy;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Held requests in the order in which they are served, with what the ledger does not need of them.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Holding {
+    queue: FairQueue,
+    /// Of the held requests that have any.
+    blocks: HashMap<RequestId, Arc<[BlockHash]>>,
+    held_max: usize,
+    tenant_held_max: usize,
+}
+
+impl Holding {
+    pub(super) fn new(policy: &RoutingPolicy) -> Result<Self, InvalidFairPolicy> {
+        let queue = FairQueue::new(policy.fairness())?;
+        let (held_max, tenant_held_max) = (policy.held_max, policy.fairness().tenant_held_max);
+        Ok(Self { queue, blocks: HashMap::new(), held_max, tenant_held_max })
+    }
+
+    /// Takes an arrival whose service costs so much. Whoever has no room any more, the arrival itself or one that was
+    /// held, is answered: the refusal, and the request that it is about.
+    pub(super) fn push(&mut self, arrival: &RoutingEvent, cost: u64) -> Option<Decision> {
+        let &RoutingEvent::Arrive { request, tenant, priority, ref blocks, .. } = arrival else {
+            panic!("only arrivals are held");
+        };
+        if !blocks.is_empty() {
+            self.blocks.insert(request, Arc::clone(blocks));
+        }
+        let (refused, refusal) = match self.queue.push(HeldRequest { request, tenant, priority, cost }) {
+            Admission::Held => return None,
+            Admission::Displaced { request, refusal } => (request, refusal),
+            Admission::Refused(refusal) => (request, refusal),
+        };
+        self.blocks.remove(&refused);
+        Some(self.refusal(refused, tenant, refusal))
+    }
+
+    fn refusal(&self, request: RequestId, tenant: TenantId, refusal: Refusal) -> Decision {
+        let (code, message) = match refusal {
+            Refusal::TenantFull => (
+                REFUSED_TENANT_HELD_FULL,
+                format!(
+                    "tenant {} holds {} requests, as many as one tenant may: slow it down",
+                    tenant.0, self.tenant_held_max
+                ),
+            ),
+            Refusal::QueueFull => (
+                REFUSED_HELD_FULL,
+                format!(
+                    "{} requests are held, and its tenant holds the most for its weight: slow it down or add ranks",
+                    self.held_max
+                ),
+            ),
+        };
+        Decision::Refuse { request, code, message }
+    }
+
+    /// Held requests, next first.
+    pub(super) fn in_order(&self) -> impl Iterator<Item = RequestId> + '_ {
+        self.queue.in_order().map(|held| held.request)
+    }
+
+    pub(super) fn first(&self) -> Option<RequestId> {
+        self.in_order().next()
+    }
+
+    /// Blocks of a held request.
+    pub(super) fn blocks(&self, request: RequestId) -> &[BlockHash] {
+        self.blocks.get(&request).map_or(&[], |blocks| blocks)
+    }
+
+    /// Takes a request out because a rank has it; its tenant is charged.
+    pub(super) fn serve(&mut self, request: RequestId) -> Option<Arc<[BlockHash]>> {
+        self.queue.serve(request);
+        self.blocks.remove(&request)
+    }
+
+    /// Takes a request out that is gone.
+    pub(super) fn remove(&mut self, request: RequestId) {
+        self.queue.remove(request);
+        self.blocks.remove(&request);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+}
