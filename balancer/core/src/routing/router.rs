@@ -19,6 +19,7 @@ const COHORT_WAIT_MAX_MS: u64 = 60_000;
 
 /// What a router counted since it began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct RouterCounters {
     /// Requests dispatched, each once whatever its chunks.
     pub dispatched: u64,
@@ -40,6 +41,7 @@ pub struct RouterCounters {
 
 /// How even the last cohort (or chunked round) came out.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct CohortReport {
     /// Prompts, or chunks, that went out.
     pub dispatches: usize,
@@ -51,6 +53,7 @@ pub struct CohortReport {
 
 /// Routes the requests of one unit. Pure: the same batches give the same decisions.
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Router {
     role: Role,
     ranks: u16,
