@@ -58,7 +58,7 @@ impl Writer {
         self.flush();
     }
 
-    fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         for (unit, recording) in &mut self.units {
             if let Err(error) = recording.files.flush() {
                 tracing::warn!(%unit, %error, "the recording was interrupted");
@@ -66,7 +66,7 @@ impl Writer {
         }
     }
 
-    fn take(&mut self, message: Message) {
+    pub(super) fn take(&mut self, message: Message) {
         match message {
             Message::Stop => {}
             Message::Begin { unit, router } => match Files::new(&self.dir, &unit, self.bytes_max) {
