@@ -105,6 +105,10 @@ pub struct Routing {
     pub prefill_round_tokens: u64,
     /// See [`RoutingPolicy::held_max`].
     pub held_max: u32,
+    /// Directory to which events and decisions are recorded; empty: they are not.
+    pub record: PathBuf,
+    /// Megabytes that the recording of one unit may take; the oldest files go.
+    pub record_max_mb: u32,
 }
 
 impl Default for Config {
@@ -168,6 +172,9 @@ impl Default for Routing {
             cohort_wait_max_ms: policy.cohort_wait_max_ms,
             prefill_round_tokens: policy.round_tokens.unwrap_or(0),
             held_max: u32::try_from(policy.held_max).expect("fits 32 bits"),
+            record: PathBuf::new(),
+            // Hours of a unit of 144 ranks at 300 requests a second.
+            record_max_mb: 1024,
         }
     }
 }
@@ -385,6 +392,9 @@ fn validate(config: &Config) -> Result<(), ConfigError> {
     check("experts.history_season_buckets", (1..=168).contains(&buckets), buckets.to_string(), "1 to 168")?;
     let target = experts.imbalance_target;
     check("experts.imbalance_target", (1.0..=2.0).contains(&target), target.to_string(), "1 to 2")?;
+    // Eight files, none of them smaller than a megabyte, and together on one disk.
+    let record = config.routing.record_max_mb;
+    check("routing.record_max_mb", (8..=1_048_576).contains(&record), record.to_string(), "8 to 1048576")?;
     // The core knows the ranges of the routing policy.
     Router::new(Role::Prefill, 1, config.routing.policy())
         .map(drop)
@@ -427,6 +437,10 @@ mod tests {
         check(
             "[experts]\nhistory_season_buckets = 0",
             Err("configuration: experts.history_season_buckets is 0: must be 1 to 168"),
+        );
+        check(
+            "[routing]\nrecord_max_mb = 7",
+            Err("configuration: routing.record_max_mb is 7: must be 8 to 1048576"),
         );
         check("[experts]\nhistory_half_life_ms = 0\nhistory_season_ms = 0", Ok(()));
         check(

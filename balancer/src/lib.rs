@@ -5,6 +5,7 @@
 pub mod cli;
 pub mod config;
 pub mod control_loop;
+pub mod decision_log;
 pub mod demo;
 mod expert_files;
 pub mod grpc;

@@ -1,5 +1,6 @@
 //! The routers of all units: one dispatch ledger each, shared by every gateway's stream.
 
+use crate::decision_log::{Recorder, UnitRecorder};
 use crate::metrics as m;
 use evenkeel_core::ids::{Rank, UnitId};
 use evenkeel_core::plan::max_over_mean;
@@ -15,7 +16,14 @@ use std::time::Instant;
 /// See the module.
 pub struct Routers {
     policy: RoutingPolicy,
-    routers: Mutex<BTreeMap<UnitId, Arc<Mutex<Router>>>>,
+    recorder: Option<Recorder>,
+    routers: Mutex<BTreeMap<UnitId, Arc<Mutex<Routed>>>>,
+}
+
+/// A unit's router, and its recording if there is one.
+struct Routed {
+    router: Router,
+    recorder: Option<UnitRecorder>,
 }
 
 /// Why a batch got no decisions. `code` is stable.
@@ -46,9 +54,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Routers {
-    /// No unit yet; every router will follow `policy`.
-    pub fn new(policy: RoutingPolicy) -> Self {
-        Self { policy, routers: Mutex::default() }
+    /// No unit yet; every router will follow `policy` and be recorded if there is a recorder.
+    pub(crate) fn new(policy: RoutingPolicy, recorder: Option<Recorder>) -> Self {
+        Self { policy, recorder, routers: Mutex::default() }
     }
 
     /// Makes a router for a unit that has formed, unless it has one. Mixed units route in their engines.
@@ -58,7 +66,10 @@ impl Routers {
         }
         match Router::new(shape.role, shape.ranks, self.policy.clone()) {
             Ok(router) => {
-                lock(&self.routers).entry(unit.clone()).or_insert_with(|| Arc::new(Mutex::new(router)));
+                lock(&self.routers).entry(unit.clone()).or_insert_with(|| {
+                    let recorder = self.recorder.as_ref().map(|r| r.unit(&unit.to_string(), &router));
+                    Arc::new(Mutex::new(Routed { router, recorder }))
+                });
             }
             Err(error) => tracing::error!(%unit, code = error.code(), %error, "requests are not routed"),
         }
@@ -75,7 +86,15 @@ impl Routers {
         let router = lock(&self.routers).get(&id).cloned();
         let router = router.ok_or_else(|| RouteFailure::UnknownUnit(unit.to_owned()))?;
         let began = Instant::now();
-        let decisions = lock(&router).apply(now, events)?;
+        let decisions = {
+            let mut routed = lock(&router);
+            let Routed { router, recorder } = &mut *routed;
+            let decided = router.apply(now, events);
+            if let Some(recorder) = recorder {
+                recorder.record(now, events, &decided, router);
+            }
+            decided?
+        };
         metrics::histogram!(m::ROUTING_SECONDS).record(began.elapsed().as_secs_f64());
         count(unit, &decisions);
         Ok(decisions)
@@ -84,16 +103,17 @@ impl Routers {
     /// Max over mean in the ledger (decode) or in the last cohort (prefill).
     pub fn imbalance(&self, unit: &UnitId) -> v1::Imbalance {
         let router = lock(&self.routers).get(unit).cloned();
-        router.map(|r| imbalance(&lock(&r))).unwrap_or_default()
+        router.map(|r| imbalance(&lock(&r).router)).unwrap_or_default()
     }
 
     /// Publishes every unit's ledger as metrics.
     pub fn publish(&self) {
         let routers: Vec<_> = lock(&self.routers).iter().map(|(u, r)| (u.to_string(), r.clone())).collect();
         for (unit, router) in routers {
-            let router = lock(&router);
+            let routed = lock(&router);
+            let router = &routed.router;
             metrics::gauge!(m::HELD_PROMPTS, "unit" => unit.clone()).set(router.held() as f64);
-            let of = imbalance(&router);
+            let of = imbalance(router);
             for (kind, value) in [
                 ("prefill_tokens", of.prefill_tokens),
                 ("prefill_attention", of.prefill_attention),

@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::control_loop::{ControlLoop, EVENTS_MAX, Event, Query};
+use crate::decision_log::{Recorder, RecorderError};
 use crate::grpc::admin::Admin;
 use crate::grpc::agents::Agents;
 use crate::grpc::routing::Routing;
@@ -41,6 +42,9 @@ pub enum ServeError {
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Requests cannot be recorded.
+    #[error(transparent)]
+    Recorder(#[from] RecorderError),
     /// The metrics recorder is there already: two balancers in one process.
     #[error("metrics: {0}")]
     Metrics(String),
@@ -63,6 +67,7 @@ impl ServeError {
         match self {
             ServeError::Bind { .. } => "port_unavailable",
             ServeError::Store(e) => e.code(),
+            ServeError::Recorder(_) => "recorder_unavailable",
             ServeError::Metrics(_) => "metrics_unavailable",
             ServeError::Server { .. } => "server_stopped",
             ServeError::ControlLoop(_) => "control_loop_stopped",
@@ -96,7 +101,10 @@ pub async fn serve(
     let recorder = metrics::install().map_err(|e| ServeError::Metrics(e.to_string()))?;
     let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&config.state_dir)?);
     let (events, queue) = mpsc::channel(EVENTS_MAX);
-    let routers = Arc::new(Routers::new(config.routing.policy()));
+    let recording = !config.routing.record.as_os_str().is_empty();
+    let recording = recording.then(|| Recorder::begin(&config.routing)).transpose()?;
+    let (decisions, recorder_thread) = recording.unzip();
+    let routers = Arc::new(Routers::new(config.routing.policy(), decisions));
     let control = ControlLoop::new(config, Arc::clone(&store), Arc::clone(&routers), events.clone())?;
     let admin = Admin::new(events.clone(), store);
 
@@ -129,6 +137,13 @@ pub async fn serve(
     let ended = async { while servers.join_next().await.is_some() {} };
     if tokio::time::timeout(STOP_DEADLINE, ended).await.is_err() {
         tracing::warn!("open streams were cut");
+    }
+    if let Some(thread) = recorder_thread {
+        // A disk that stands still must not keep the balancer from stopping.
+        let stopped = tokio::task::spawn_blocking(move || thread.stop());
+        if tokio::time::timeout(STOP_DEADLINE, stopped).await.is_err() {
+            tracing::warn!("the last decisions are not recorded: the disk does not keep up");
+        }
     }
     outcome
 }

@@ -90,7 +90,8 @@ impl Rig {
     pub fn start(shape: Shape) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let config = format!(
-            "cluster = \"test\"\n[control]\nwindow_steps = {WINDOW_STEPS}\nreport_interval_ms = 20\nabort_pause_ms = 100\nping_interval_ms = 200\nsilence_limit_ms = 2000\n"
+            "cluster = \"test\"\n[control]\nwindow_steps = {WINDOW_STEPS}\nreport_interval_ms = 20\nabort_pause_ms = 100\nping_interval_ms = 200\nsilence_limit_ms = 2000\n[routing]\nrecord = {:?}\n",
+            dir.path().join("decisions")
         );
         std::fs::write(dir.path().join("balancer.toml"), config).expect("written");
         let any = "127.0.0.1:0".to_owned();
@@ -187,6 +188,15 @@ impl Rig {
     pub fn restart_agent(&mut self, node: usize) {
         let agent = self.start_agent(u16::try_from(node).expect("few nodes"));
         self.agents[node] = agent;
+    }
+
+    /// What the balancer recorded of its routing, oldest first.
+    pub fn recordings(&self) -> Vec<PathBuf> {
+        let entries =
+            std::fs::read_dir(self.dir.path().join("decisions")).expect("a directory of recordings");
+        let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("can be listed").path()).collect();
+        files.sort_unstable();
+        files
     }
 
     /// kill -9 of the balancer.

@@ -98,6 +98,7 @@ impl Default for HistoryPolicy {
 
 /// How requests are held, batched and bounded.
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct RoutingPolicy {
     /// Longest time a prompt is held for company before its cohort goes out without a tick. Late binding
     /// pays as long as the ranks are busy anyhow; two seconds is the fixed part of the TTFT objective.

@@ -22,6 +22,7 @@ pub const SLOTS_PER_RANK_MAX: u16 = 1024;
 
 /// What a unit is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Role {
     /// Processes prompts.
     Prefill,

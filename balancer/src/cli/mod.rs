@@ -2,12 +2,14 @@
 
 mod admin;
 mod experts;
+mod route;
 mod serve;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
-/// What a command failed with. Exit codes: 1 error, 2 usage (clap's own) and input files of `experts`, 4 unreachable.
+/// What a command failed with. Exit codes: 1 error, 2 usage (clap's own) and input files of `experts` and `route`, 4
+/// unreachable.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) code: String,
@@ -37,6 +39,8 @@ enum Command {
     Demo(crate::demo::Demo),
     /// Place experts from recorded loads, and compare, size and convert plans; needs no balancer
     Experts(experts::Experts),
+    /// Decide routing events from JSON lines, and replay recorded decisions; needs no balancer
+    Route(route::Route),
     /// Show units and agents of a running balancer
     Status(admin::Status),
     /// Show committed plans of a unit
@@ -53,6 +57,7 @@ pub fn main() -> ExitCode {
         Command::Serve(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Experts(command) => command.run(),
+        Command::Route(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Plans(command) => command.run(),
         Command::Pause(command) => command.run(),

@@ -70,6 +70,7 @@ pub struct FitQuality {
 
 /// A fit. Takes a report in a fraction of a microsecond and has a fixed size.
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct CostFit {
     model: CostModel,
     squares: LeastSquares,
@@ -85,6 +86,7 @@ pub struct CostFit {
 
 /// Sums for [`FitQuality::r_squared`], fading as the fit does.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 struct Variance {
     weight: f64,
     mean: f64,

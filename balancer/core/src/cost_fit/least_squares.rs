@@ -9,6 +9,7 @@ type Matrix = [Vector; 3];
 
 /// The sums.
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct LeastSquares {
     prior: Vector,
     prior_weight: f64,

@@ -28,6 +28,7 @@ pub struct StepReport {
 
 /// Which steps are fitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum CostModel {
     /// T = fixed + token * N + pair * A.
     Prefill,

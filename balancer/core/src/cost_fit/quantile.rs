@@ -9,6 +9,7 @@ const FIRST: f64 = 2.0;
 /// Goes up when a value is above it and down when one is below, in the proportion at which `rank` of the values are below
 /// (stochastic approximation, Robbins and Monro 1951, of the logarithm).
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Quantile {
     rank: f64,
     log: f64,

@@ -25,6 +25,7 @@ pub(super) fn duration(cost: u64, weight: u32) -> Tag {
 
 /// Tenants of one priority.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Class {
     now: Tag,
     /// Tags of the tenants that hold requests, and of those that do not and are ahead of `now`.

@@ -12,10 +12,12 @@ pub use queue::{Admission, FairPolicy, FairQueue, HeldRequest, InvalidFairPolicy
 
 /// Whose request it is. 0 where tenants are not told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct TenantId(pub u32);
 
 /// How urgent a request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Priority {
     /// Somebody waits for it.
     #[default]

@@ -11,6 +11,7 @@ const PARTS: u64 = 65_536;
 
 /// Whose turn it is: interactive, until batch is owed its next request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Turn {
     /// Batch's share, in [`PARTS`].
     share: u64,

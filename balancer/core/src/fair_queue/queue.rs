@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Bounds and shares of a [`FairQueue`].
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct FairPolicy {
     /// Requests that are held at once, 1 to [`LIVE_MAX`].
     pub held_max: usize,
@@ -89,6 +90,7 @@ pub enum Admission {
 
 /// What the queue counts of one tenant while it holds requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 struct Tenant {
     weight: u32,
     held: u32,
@@ -99,6 +101,7 @@ pub(super) type Place = (TenantId, Priority, u64);
 
 /// The held requests of one unit.
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct FairQueue {
     policy: FairPolicy,
     places: HashMap<RequestId, Place>,

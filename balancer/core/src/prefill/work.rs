@@ -5,6 +5,7 @@ use std::ops::{Add, AddAssign, SubAssign};
 /// Work of a prompt or of a part of it. Two-dimensional, because tokens (the dense layers and experts) and
 /// attention are balanced each by itself: which of them binds depends on the context length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Work {
     /// New tokens `N = n`.
     pub tokens: u64,
@@ -52,6 +53,7 @@ impl SubAssign for Work {
 
 /// How far the fullest bin is above the mean, and above what no assignment can undercut.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Imbalance {
     /// Max over mean. 1 when there is no work.
     pub over_mean: f64,

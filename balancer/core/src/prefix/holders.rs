@@ -13,6 +13,7 @@ const WORD: usize = u64::BITS as usize;
 
 /// The lists that a row is in, as row + 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 struct Links {
     /// Next of the same bucket, or of the free rows.
     next: u32,
@@ -24,6 +25,7 @@ struct Links {
 
 /// See the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Holders {
     /// Words of a row's bit set.
     words: usize,

@@ -13,6 +13,7 @@ const EXPECTED_MS_MAX: u64 = 3_600_000;
 
 /// Bounds of a [`PrefixIndex`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PrefixPolicy {
     /// Distinct blocks that are remembered from events, 1 to [`BLOCKS_MAX`].
     pub blocks_max: usize,
@@ -71,6 +72,7 @@ pub enum KvOutcome {
 
 /// What the index has seen, in events but for `evicted_blocks`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PrefixCounters {
     /// Applied, whatever else is said of them.
     pub applied: u64,
@@ -89,6 +91,7 @@ pub struct PrefixCounters {
 /// Which ranks of a unit have which blocks. Everything it says may be late; what it forgets costs hits that would have been, and
 /// only lateness makes it say too much.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PrefixIndex {
     ranks: u16,
     policy: PrefixPolicy,

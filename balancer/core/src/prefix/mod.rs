@@ -18,6 +18,7 @@ pub const BLOCKS_MAX: usize = 1 << 26;
 /// whatever the engine computes; two prefixes that share them cost a wrong guess of a rank's load, never a wrong answer,
 /// because the engine compares for itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct BlockHash(pub u64);
 
 /// One change of a rank's KVCache.

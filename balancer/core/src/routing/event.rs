@@ -9,11 +9,13 @@ use std::sync::Arc;
 
 /// A gateway's name for a request, unique among the live requests of a unit. 0 is not a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct RequestId(pub u64);
 
 /// Number of a dispatch or a migration of one unit. Numbers grow by one each, from 1: what a rank has received
 /// can be named by the last of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct DispatchNumber(pub u64);
 
 /// Something that happened. The variants are those of `RouteEvent` on the wire.

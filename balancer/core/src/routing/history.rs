@@ -12,6 +12,7 @@ const WINDOWS_MAX: usize = 64;
 
 /// Least and most of a quantity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 struct Range {
     low: u64,
     high: u64,
@@ -40,6 +41,7 @@ impl Range {
 
 /// From one dispatch to the rank until the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 struct Window {
     number: u64,
     requests: Range,
@@ -48,6 +50,7 @@ struct Window {
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct History {
     /// Oldest first, never empty; the last is still open.
     windows: VecDeque<Window>,

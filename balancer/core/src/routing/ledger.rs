@@ -18,6 +18,7 @@ const NEVER: u64 = u64::MAX;
 
 /// One live request.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Live {
     /// Order of arrival while held, number of the first dispatch afterwards.
     order: u64,
@@ -50,6 +51,7 @@ impl Live {
 
 /// Whether a rank is given requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum RankPhase {
     /// It is.
     #[default]
@@ -62,6 +64,7 @@ pub enum RankPhase {
 
 /// What the ledger holds of one rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 struct RankLedger {
     phase: RankPhase,
     /// Live requests by the number of their (first) dispatch.
@@ -105,6 +108,7 @@ pub struct LedgerTotals {
 
 /// Requests by name, and their sums by rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Ledger {
     live: HashMap<RequestId, Live>,
     /// Held requests by order of arrival.

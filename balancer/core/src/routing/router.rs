@@ -26,6 +26,7 @@ const BLOCK_TOKENS_MAX: u64 = 4096;
 
 /// What a router counted since it began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct RouterCounters {
     /// Requests dispatched, each once whatever its chunks.
     pub dispatched: u64,
@@ -49,6 +50,7 @@ pub struct RouterCounters {
 
 /// How even the last cohort (or chunked round) came out.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct CohortReport {
     /// Prompts, or chunks, that went out.
     pub dispatches: usize,
@@ -60,6 +62,7 @@ pub struct CohortReport {
 
 /// Routes the requests of one unit. Pure: the same batches give the same decisions.
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Router {
     pub(super) role: Role,
     ranks: u16,
