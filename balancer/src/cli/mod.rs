@@ -3,11 +3,12 @@
 mod admin;
 mod experts;
 mod serve;
+mod simulate;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
-/// What a command failed with. Exit codes: 1 error, 2 usage (clap's own) and input files of `experts`, 4 unreachable.
+/// What a command failed with. Exit codes: 1 error, 2 usage (clap's own) and bad input of `experts` and `simulate`, 4 unreachable.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) code: String,
@@ -37,6 +38,8 @@ enum Command {
     Demo(crate::demo::Demo),
     /// Place experts from recorded loads, and compare, size and convert plans; needs no balancer
     Experts(experts::Experts),
+    /// Replay a trace on modelled prefill and decode units, policies side by side; needs no balancer
+    Simulate(simulate::Simulate),
     /// Show units and agents of a running balancer
     Status(admin::Status),
     /// Show committed plans of a unit
@@ -53,6 +56,7 @@ pub fn main() -> ExitCode {
         Command::Serve(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Experts(command) => command.run(),
+        Command::Simulate(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Plans(command) => command.run(),
         Command::Pause(command) => command.run(),
