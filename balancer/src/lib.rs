@@ -15,6 +15,7 @@ pub mod page;
 pub mod push;
 pub mod routing;
 pub mod serve;
+mod simulation_report;
 pub mod status;
 pub mod store;
 pub mod telemetry;

@@ -71,7 +71,13 @@ fn requests_of_a_rank_that_goes_down_come_back_and_may_arrive_again() {
 fn a_report_moves_the_next_admission() {
     let rig = Rig::start(Shape::default());
     let report = |rank, requests| {
-        Event::Report(RankReport { rank, sequence: 1, requests, kv_used_tokens: 1000, ..RankReport::default() })
+        Event::Report(RankReport {
+            rank,
+            sequence: 1,
+            requests,
+            kv_used_tokens: 1000,
+            ..RankReport::default()
+        })
     };
     let reports = [9, 9, 9, 1, 9, 9].into_iter().zip(0u32..).map(|(requests, rank)| report(rank, requests));
     let responses = rig.route(vec![batch(1, 0, reports.chain([arrive(1, 100)]).collect())]);

@@ -4,11 +4,12 @@ mod admin;
 mod experts;
 mod route;
 mod serve;
+mod simulate;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
-/// What a command failed with. Exit codes: 1 error, 2 usage (clap's own) and input files of `experts` and `route`, 4
+/// What a command failed with. Exit codes: 1 error, 2 usage (clap's own) and bad input of `experts`, `route` and `simulate`, 4
 /// unreachable.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -41,6 +42,8 @@ enum Command {
     Experts(experts::Experts),
     /// Decide routing events from JSON lines, and replay recorded decisions; needs no balancer
     Route(route::Route),
+    /// Replay a trace on modelled prefill and decode units, policies side by side; needs no balancer
+    Simulate(simulate::Simulate),
     /// Show units and agents of a running balancer
     Status(admin::Status),
     /// Show committed plans of a unit
@@ -58,6 +61,7 @@ pub fn main() -> ExitCode {
         Command::Demo(command) => command.run(),
         Command::Experts(command) => command.run(),
         Command::Route(command) => command.run(),
+        Command::Simulate(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Plans(command) => command.run(),
         Command::Pause(command) => command.run(),

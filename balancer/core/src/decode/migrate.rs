@@ -92,8 +92,13 @@ pub fn plan_migrations<R: RunningRequests>(
     let mut moves: Vec<Migration<R::Id>> = Vec::new();
     for turn in 0..u64::from(policy.per_step) {
         let count_turn = (step.wrapping_mul(policy.per_step.into()).wrapping_add(turn)) % TURNS == TURNS - 1;
-        let by = if count_turn { [Dimension::Requests, Dimension::Kv] } else { [Dimension::Kv, Dimension::Requests] };
-        let best = planner.drain(&moves).or_else(|| by.into_iter().find_map(|by| planner.relieve(by, &moves)));
+        let by = if count_turn {
+            [Dimension::Requests, Dimension::Kv]
+        } else {
+            [Dimension::Kv, Dimension::Requests]
+        };
+        let best =
+            planner.drain(&moves).or_else(|| by.into_iter().find_map(|by| planner.relieve(by, &moves)));
         let Some(best) = best else { break };
         planner.apply(&best);
         moves.push(best);
@@ -131,7 +136,16 @@ impl<'a, R: RunningRequests> Planner<'a, R> {
         let relative =
             loads.iter().map(|l| (l.kv_tokens as f64 * kv_unit, l.requests as f64 * requests_unit)).collect();
         let nodes = loads.len() / policy.ranks_per_node.max(1) + 1;
-        Self { running, policy, relative, up, kv_unit, requests_unit, sent: vec![0; nodes], received: vec![0; nodes] }
+        Self {
+            running,
+            policy,
+            relative,
+            up,
+            kv_unit,
+            requests_unit,
+            sent: vec![0; nodes],
+            received: vec![0; nodes],
+        }
     }
 
     fn node(&self, rank: usize) -> usize {
@@ -168,7 +182,13 @@ impl<'a, R: RunningRequests> Planner<'a, R> {
     }
 
     /// The move from a rank that gains most after its cost.
-    fn best(&self, from: usize, targets: &[usize], moves: &[Migration<R::Id>], anyhow: bool) -> Option<Migration<R::Id>> {
+    fn best(
+        &self,
+        from: usize,
+        targets: &[usize],
+        moves: &[Migration<R::Id>],
+        anyhow: bool,
+    ) -> Option<Migration<R::Id>> {
         let mut best: Option<(f64, Migration<R::Id>)> = None;
         let budget = self.policy.node_tokens.saturating_sub(self.sent[self.node(from)]);
         for request in self.running.running(from) {
@@ -182,7 +202,9 @@ impl<'a, R: RunningRequests> Planner<'a, R> {
                     continue;
                 }
                 let gain = self.gain(request.kv_tokens, from, to) * self.policy.remaining_steps - cost;
-                let better = best.is_none_or(|(value, m)| gain > value || (gain == value && (request.id, to) < (m.id, m.to)));
+                let better = best.is_none_or(|(value, m)| {
+                    gain > value || (gain == value && (request.id, to) < (m.id, m.to))
+                });
                 if better && (anyhow || gain > 0.0) {
                     best = Some((gain, Migration { id: request.id, from, to, kv_tokens: request.kv_tokens }));
                 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 /// Held requests in the order in which they are served, with what the ledger does not need of them.
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Holding {
     queue: FairQueue,
     /// Of the held requests that have any.

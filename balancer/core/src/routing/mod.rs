@@ -1,8 +1,8 @@
 //! Request routing for one unit: events in, decisions out, in virtual time. See README.md.
 
 mod batch;
-mod decode;
 mod decision;
+mod decode;
 mod error;
 mod event;
 mod history;

@@ -2,8 +2,11 @@
 
 use super::ledger::RankPhase;
 use super::{Decision, RequestId, Router, RoutingEvent};
+use crate::cost_fit::StepCost;
 use crate::ids::Rank;
-use crate::prefill::{Cohort, Hit, Item, MICROBATCHES, Prompt, RankBacklog, Source, Work, assign, plan_round};
+use crate::prefill::{
+    Cohort, Hit, Item, MICROBATCHES, Prompt, RankBacklog, RoundBudget, Source, Work, assign, plan_round,
+};
 use crate::units::{Millis, Tokens};
 
 impl Router {
@@ -121,7 +124,9 @@ impl Router {
         };
         let backlogs: Vec<RankBacklog> = ranks.iter().zip(&pinned).map(backlog).collect();
         let prompts: Vec<Prompt> = held.iter().map(|&request| self.ledger.rest(request)).collect();
-        let round = plan_round(&backlogs, &prompts, round_tokens);
+        let StepCost { token_us, pair_us, .. } = self.fit.cost();
+        let pair_cost = if token_us > 0.0 { pair_us / token_us } else { RoundBudget::of(0).pair_cost };
+        let round = plan_round(&backlogs, &prompts, &RoundBudget { tokens: round_tokens, pair_cost });
         if round.chunks.is_empty() {
             return;
         }
@@ -140,7 +145,13 @@ impl Router {
             }
             let number = self.ledger.dispatch(request, rank, chunk.microbatch, Some(chunk.tokens), 0);
             let tokens = Some(Tokens(chunk.tokens));
-            decisions.push(Decision::Dispatch { request, number, rank, microbatch: chunk.microbatch, tokens });
+            decisions.push(Decision::Dispatch {
+                request,
+                number,
+                rank,
+                microbatch: chunk.microbatch,
+                tokens,
+            });
         }
     }
 }

@@ -260,9 +260,8 @@ impl Router {
 
     fn refuse_without_ranks(&mut self, request: RequestId) -> Decision {
         let ranks = self.ranks;
-        let message = format!(
-            "all {ranks} ranks of the unit are down or draining: send the request to another unit"
-        );
+        let message =
+            format!("all {ranks} ranks of the unit are down or draining: send the request to another unit");
         self.refuse(request, REFUSED_NO_RANK_UP, message)
     }
 

@@ -1,10 +1,10 @@
 //! Properties of [`Router`] under any order of events, and its refusals one by one.
 
 use super::*;
+use crate::prefill::Work;
 use crate::routing::{
     BlockHash, DispatchNumber, EVENTS_MAX, KvChange, Priority, STEPS_MAX, StepReport, TenantId,
 };
-use crate::prefill::Work;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
 

@@ -6,8 +6,8 @@ use crate::goals::{Bound, Goal};
 use crate::layout::{new_table, percent, right};
 use comfy_table::{Cell, Table};
 use evenkeel_simulate::cluster::{
-    Assumed, DecodePool, HandOff, News, Objectives, Pool, PrefillPool, Request, Setup, StepTime, Units, demand,
-    of_trace, simulate,
+    Assumed, DecodePool, HandOff, News, Objectives, Pool, PrefillPool, Request, Setup, StepTime, Units,
+    demand, of_trace, simulate,
 };
 use evenkeel_simulate::trace::{TraceOptions, load};
 use std::path::Path;

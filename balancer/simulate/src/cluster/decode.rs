@@ -208,7 +208,8 @@ impl DecodeUnit {
     /// A rank dies: returns the requests that are lost with it.
     pub fn die(&mut self, rank: u16) -> Vec<u64> {
         let index = usize::from(rank);
-        let mut lost: Vec<u64> = self.lives.iter().filter(|(_, l)| l.rank == rank).map(|(&id, _)| id).collect();
+        let mut lost: Vec<u64> =
+            self.lives.iter().filter(|(_, l)| l.rank == rank).map(|(&id, _)| id).collect();
         lost.sort_unstable();
         for id in &lost {
             self.lives.remove(id);

@@ -364,9 +364,15 @@ pub(super) fn of_courses(
         policy: String::new(),
         fates: all,
         measured: of_measured,
-        ttft_ms: Spread::of(measured().filter_map(Course::ttft_us).map(|us| (us as f64 / 1e3) as f32).collect()),
+        ttft_ms: Spread::of(
+            measured().filter_map(Course::ttft_us).map(|us| (us as f64 / 1e3) as f32).collect(),
+        ),
         tpot_ms: Spread::of(
-            measured().filter(|_| generates).filter_map(Course::tpot_us).map(|us| (us / 1e3) as f32).collect(),
+            measured()
+                .filter(|_| generates)
+                .filter_map(Course::tpot_us)
+                .map(|us| (us / 1e3) as f32)
+                .collect(),
         ),
         ttft_met: part(ttft_met),
         tpot_met: part(tpot_met),

@@ -29,9 +29,12 @@ impl Front {
         let bound = LOAD_MAX * all as f64 / units as f64;
         let first = (mix(key) % units as u64) as usize;
         let order = (0..units).map(|step| (first + step) % units);
-        let fits = |&unit: &usize| (self.open[unit] + request.prompt_tokens) as f64 <= bound.max(request.prompt_tokens as f64);
+        let fits = |&unit: &usize| {
+            (self.open[unit] + request.prompt_tokens) as f64 <= bound.max(request.prompt_tokens as f64)
+        };
         let unit = order.clone().find(fits);
-        let unit = unit.unwrap_or_else(|| order.min_by_key(|&unit| self.open[unit]).expect("there are units"));
+        let unit =
+            unit.unwrap_or_else(|| order.min_by_key(|&unit| self.open[unit]).expect("there are units"));
         self.open[unit] += request.prompt_tokens;
         unit as u16
     }

@@ -92,7 +92,9 @@ pub enum SetupError {
         max: u64,
     },
     /// A request that comes before the one before it.
-    #[error("request {request} arrives at {at_us} us, before its predecessor at {last_us} us: sort the requests by time")]
+    #[error(
+        "request {request} arrives at {at_us} us, before its predecessor at {last_us} us: sort the requests by time"
+    )]
     Unsorted {
         /// Its place, from 1.
         request: u64,
@@ -102,9 +104,7 @@ pub enum SetupError {
         last_us: u64,
     },
     /// A request without a prompt or an output, or with more blocks than its prompt has.
-    #[error(
-        "request {request} has {field} of {value}: accepted are {min} to {max}"
-    )]
+    #[error("request {request} has {field} of {value}: accepted are {min} to {max}")]
     Request {
         /// Its place, from 1.
         request: u64,

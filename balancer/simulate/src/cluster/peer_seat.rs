@@ -55,7 +55,12 @@ impl PeerSeat {
         let arrivals = std::mem::take(&mut self.waiting);
         let dispatched = self.policy.assign(&arrivals, now_us as f64 / 1e6);
         self.held = (self.held + arrivals.len()).saturating_sub(dispatched.len());
-        let order = |d: &crate::dispatch::Dispatched| Order::Dispatch { id: d.id, rank: d.rank, number: 0, tokens: None };
+        let order = |d: &crate::dispatch::Dispatched| Order::Dispatch {
+            id: d.id,
+            rank: d.rank,
+            number: 0,
+            tokens: None,
+        };
         dispatched.iter().map(order).collect()
     }
 }

@@ -226,7 +226,8 @@ impl PrefillUnit {
                 state.waiting_uncached -= prompt.expected_new;
                 prompt.begun = true;
                 prompt.stored = hits;
-                prompt.context = (hits as u64 * BLOCK_TOKENS).max(prompt.shared_cached).min(prompt.tokens - 1);
+                prompt.context =
+                    (hits as u64 * BLOCK_TOKENS).max(prompt.shared_cached).min(prompt.tokens - 1);
                 prompt.hit = prompt.context;
                 store(cache, prompt, &mut log);
             }
@@ -301,7 +302,8 @@ impl PrefillUnit {
     /// A rank dies: returns the requests that are lost with it.
     pub fn die(&mut self, rank: u16, now_us: u64) -> Vec<u64> {
         let index = usize::from(rank);
-        let mut lost: Vec<u64> = self.prompts.iter().filter(|(_, p)| p.rank == rank).map(|(&id, _)| id).collect();
+        let mut lost: Vec<u64> =
+            self.prompts.iter().filter(|(_, p)| p.rank == rank).map(|(&id, _)| id).collect();
         lost.sort_unstable();
         for id in &lost {
             self.prompts.remove(id);

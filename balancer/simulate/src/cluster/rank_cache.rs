@@ -90,7 +90,11 @@ impl RankCache {
         }
         let slot = self.free.pop().unwrap_or(self.slots.len() as u32);
         let fresh = Block { id: block, holders: 1, older: NONE, newer: NONE };
-        if slot as usize == self.slots.len() { self.slots.push(fresh) } else { self.slots[slot as usize] = fresh }
+        if slot as usize == self.slots.len() {
+            self.slots.push(fresh)
+        } else {
+            self.slots[slot as usize] = fresh
+        }
         self.by_id.insert(block, slot);
         true
     }

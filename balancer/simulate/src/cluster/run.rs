@@ -393,11 +393,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn start_move(
-        &mut self,
-        unit: usize,
-        (id, from, to): (u64, u16, u16),
-    ) -> Result<(), SimulationError> {
+    fn start_move(&mut self, unit: usize, (id, from, to): (u64, u16, u16)) -> Result<(), SimulationError> {
         let place = &mut self.units[unit];
         if place.kind == Kind::Prefill || usize::from(from.max(to)) >= place.port_free_us.len() {
             return Err(self.wrong(id, "the unit has no such rank to move between"));

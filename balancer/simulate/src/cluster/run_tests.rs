@@ -1,5 +1,7 @@
 use super::*;
-use crate::cluster::{DecodePool, HandOff, Incident, News, Objectives, PeerSeat, Pool, PrefillPool, RunError, Units};
+use crate::cluster::{
+    DecodePool, HandOff, Incident, News, Objectives, PeerSeat, Pool, PrefillPool, RunError, Units,
+};
 use crate::dispatch::{Arrival, DispatchPolicy, Dispatched, RankView};
 use evenkeel_core::prefill::Work;
 use proptest::prelude::*;
@@ -268,7 +270,12 @@ fn bad_input_is_refused_with_field_value_and_range() {
     check_refused(&setup(Units::Decode(decode_pool(0))), &[], range, &["ranks is 0", "1 to 2048"]);
     check_refused(&Setup { end_us: 0, ..good() }, &[], range, &["end_us is 0"]);
     let incident = Incident { at_us: 0, kind: Kind::Decode, unit: 0, rank: 2, change: Change::Dies };
-    check_refused(&Setup { incidents: vec![incident], ..good() }, &[], range, &["incident rank is 3", "1 to 2"]);
+    check_refused(
+        &Setup { incidents: vec![incident], ..good() },
+        &[],
+        range,
+        &["incident rank is 3", "1 to 2"],
+    );
     let unsorted = "simulation_requests_unsorted";
     check_refused(&good(), &[request(5, 1, 1), request(4, 1, 1)], unsorted, &["request 2", "4 us", "5 us"]);
     let of_request = "simulation_request_out_of_range";
@@ -296,7 +303,9 @@ impl Seat for Astray {
         _: &mut crate::cluster::UnitView<'_>,
     ) -> Result<Vec<Order>, SimulationError> {
         let order = |told: &Told<'_>| match told {
-            Told::Arrived(asking) => Some(Order::Dispatch { id: asking.id, rank: 9, number: 0, tokens: None }),
+            Told::Arrived(asking) => {
+                Some(Order::Dispatch { id: asking.id, rank: 9, number: 0, tokens: None })
+            }
             _ => None,
         };
         Ok(told.iter().filter_map(order).collect())
@@ -310,7 +319,8 @@ impl Seat for Astray {
 fn an_order_that_no_engine_can_follow_ends_the_simulation() {
     for units in [Units::Prefill(prefill_pool(2)), Units::Decode(decode_pool(2))] {
         let setup = setup(units);
-        let figures = simulate(&setup, &[request(0, 9, 9)], &Plain, &mut |_, _, _| Box::new(Astray), &mut |_| {});
+        let figures =
+            simulate(&setup, &[request(0, 9, 9)], &Plain, &mut |_, _, _| Box::new(Astray), &mut |_| {});
         let error = figures.unwrap_err();
         assert_eq!(error.code(), "simulation_wrong_decision");
         assert!(error.to_string().contains("no such rank"), "{error}");

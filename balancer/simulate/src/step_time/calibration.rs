@@ -126,8 +126,13 @@ pub const SERVICE_DECODE: Point = Point {
     source: DAY_6,
 };
 /// Fitted under [`Calibration::Profile`].
-pub const PROFILE_PREFILL: Point =
-    Point { name: "prompts of 4k, balanced", stated: 62_713.0, load: prompts(4096.0), overlap: true, source: PROFILE };
+pub const PROFILE_PREFILL: Point = Point {
+    name: "prompts of 4k, balanced",
+    stated: 62_713.0,
+    load: prompts(4096.0),
+    overlap: true,
+    source: PROFILE,
+};
 /// Fitted under [`Calibration::Profile`].
 pub const PROFILE_DECODE: Point = Point {
     name: "128 requests of 4k on 128 ranks",
@@ -138,7 +143,13 @@ pub const PROFILE_DECODE: Point = Point {
 };
 /// Fitted under neither.
 pub const OTHERS: [Point; 6] = [
-    Point { name: "prompts of 4k, balanced", stated: 59_337.0, load: prompts(4096.0), overlap: true, source: SGLANG },
+    Point {
+        name: "prompts of 4k, balanced",
+        stated: 59_337.0,
+        load: prompts(4096.0),
+        overlap: true,
+        source: SGLANG,
+    },
     Point { name: "prompts of 1k", stated: 57_674.0, load: prompts(1024.0), overlap: true, source: SGLANG },
     Point { name: "prompts of 2k", stated: 54_543.0, load: prompts(2048.0), overlap: true, source: SGLANG },
     Point { name: "prompts of 4k", stated: 50_302.0, load: prompts(4096.0), overlap: true, source: SGLANG },

@@ -75,7 +75,8 @@ impl DeepSeekV3 {
 
     /// Stages of a prefill layer by microbatch, not stretched: two under overlap, else one of everything.
     pub fn prefill_stages(&self, halves: [Work; 2]) -> Vec<StageTimes> {
-        let of = |work: Work| stages::prefill(self.prefill_overlap, work.tokens as f64, work.attention as f64);
+        let of =
+            |work: Work| stages::prefill(self.prefill_overlap, work.tokens as f64, work.attention as f64);
         match self.prefill_overlap {
             Overlap::None => vec![of(halves[0] + halves[1])],
             Overlap::DualBatch | Overlap::FiveStage => halves.map(of).to_vec(),
@@ -95,6 +96,16 @@ impl DeepSeekV3 {
     pub fn decode_stages_split(&self, kv_tokens: f64, requests: f64, part: f64) -> Vec<StageTimes> {
         let of = |part: f64| stages::decode(self.decode_ranks, kv_tokens * part, requests * part);
         vec![of(part), of(1.0 - part)]
+    }
+}
+
+impl crate::cluster::StepTime for DeepSeekV3 {
+    fn prefill_us(&self, work: Work) -> f64 {
+        self.prefill_us(work)
+    }
+
+    fn decode_us(&self, kv_tokens: u64, requests: u32) -> f64 {
+        self.decode_us(kv_tokens, requests)
     }
 }
 
