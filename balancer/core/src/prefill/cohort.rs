@@ -75,6 +75,14 @@ impl Bins {
         }
         total
     }
+
+    /// The largest of what cannot be divided, in each dimension.
+    fn largest(&self, cohort: &Cohort) -> Work {
+        let items = self.members.iter().enumerate().flat_map(|(bin, members)| {
+            members.iter().map(move |&item| cohort.items[item as usize].work_on(rank_of(bin)))
+        });
+        items.chain(cohort.carried.iter().copied()).fold(Work::default(), Work::max_each)
+    }
 }
 
 /// Rank of a bin.
@@ -89,15 +97,17 @@ pub fn assign(cohort: &Cohort) -> Assignment {
     assert!(count > 0 || cohort.items.is_empty(), "items need bins");
     let carried = || cohort.carried.iter().copied();
     let all = carried().chain(cohort.items.iter().map(Item::work_anywhere));
-    let problem = Problem::new(&cohort.items, Scale::of(count, all));
+    let largest = all.clone().fold(Work::default(), Work::max_each);
+    let problem = Problem::new(&cohort.items, Scale::of(count, all, largest));
     let mut bins = Bins {
         loads: carried().map(|work| problem.scale.load(work)).collect(),
         members: vec![Vec::new(); count],
     };
     insert_largest_first(&problem, &mut bins);
-    // Hits have made the total smaller: the mean bin is 1 again.
+    // Hits have made the total smaller: the bound is 1 again.
     let total = bins.work(cohort);
-    let problem = Problem::new(&cohort.items, Scale::of(count, total.iter().copied()));
+    let scale = Scale::of(count, total.iter().copied(), bins.largest(cohort));
+    let problem = Problem::new(&cohort.items, scale);
     bins.loads = total.iter().map(|&work| problem.scale.load(work)).collect();
     repair(&problem, &mut bins);
     even_halves(&problem, &mut bins);
@@ -106,17 +116,15 @@ pub fn assign(cohort: &Cohort) -> Assignment {
 
 fn measure(cohort: &Cohort, bins: &Bins) -> Assignment {
     let mut bin_of = vec![usize::MAX; cohort.items.len()];
-    let mut largest = cohort.carried.iter().copied().fold(Work::default(), Work::max_each);
     for (bin, members) in bins.members.iter().enumerate() {
         for &item in members {
             let place = &mut bin_of[item as usize];
             assert_eq!(*place, usize::MAX, "item {item} is in two bins");
             *place = bin;
-            largest = largest.max_each(cohort.items[item as usize].work_on(rank_of(bin)));
         }
     }
     assert!(bin_of.iter().all(|&bin| bin != usize::MAX), "an item is in no bin");
-    let total = bins.work(cohort);
+    let (total, largest) = (bins.work(cohort), bins.largest(cohort));
     Assignment {
         bin_of,
         tokens: Imbalance::of(total.iter().map(|w| w.tokens as f64), largest.tokens as f64),

@@ -85,6 +85,35 @@ fn the_bound_is_the_largest_item_when_one_is_above_the_mean() {
     assert!(assignment.tokens.over_mean > 3.9, "{assignment:?}");
 }
 
+/// `count` prompts of 1000 tokens, of which rank `hot` has so many.
+fn hot_prompts(count: usize, hot: usize, tokens: u64) -> Vec<Item> {
+    let prompt = Prompt { context: 0, remaining: 1000 };
+    vec![Item { prompt, hits: vec![Hit { rank: hot, tokens }] }; count]
+}
+
+/// Of 64 prompts on 4 ranks that rank 2 has so many tokens of: how many go there.
+fn sent_to_hot(tokens: u64) -> usize {
+    let cohort = Cohort { carried: vec![Work::default(); 8], items: hot_prompts(64, 2, tokens) };
+    let assignment = assign(&cohort);
+    assert!(worst(&totals(&cohort, &assignment.bin_of)) < 1.3, "{tokens}: {assignment:?}");
+    assignment.bin_of.iter().filter(|&&bin| bin / MICROBATCHES == 2).count()
+}
+
+#[test]
+fn a_prefix_draws_its_prompts_until_the_rank_is_hot() {
+    let sent = [0, 500, 800, 950].map(sent_to_hot);
+    assert_eq!(sent[0], 16);
+    assert!(sent.is_sorted() && sent[1] > 20 && sent[3] > 40 && sent[3] < 64, "{sent:?}");
+}
+
+#[test]
+fn among_equals_a_prompt_goes_where_its_prefix_is() {
+    for hot in 0..4 {
+        let cohort = Cohort { carried: vec![Work::of(0, 5000); 8], items: hot_prompts(1, hot, 700) };
+        assert_eq!(assign(&cohort).bin_of[0] / MICROBATCHES, hot);
+    }
+}
+
 fn work() -> impl Strategy<Value = Work> {
     (0..5000u64, 0..5000u64).prop_map(|(context, new)| Work::of(context, new))
 }
@@ -120,11 +149,6 @@ fn worst(totals: &[Work]) -> f64 {
     let tokens = Imbalance::of(totals.iter().map(|w| w.tokens as f64), 0.0);
     let attention = Imbalance::of(totals.iter().map(|w| w.attention as f64), 0.0);
     tokens.over_mean.max(attention.over_mean)
-}
-
-/// The fullest bin in tokens and in attention.
-fn fullest(totals: &[Work]) -> Work {
-    totals.iter().copied().fold(Work::default(), Work::max_each)
 }
 
 proptest! {

@@ -1,9 +1,9 @@
-//! Work divided by the mean over bins, so that tokens and attention compare.
+//! Work divided by what no assignment can undercut, so that tokens and attention compare.
 
 use super::work::Work;
 use std::ops::{Add, AddAssign, Sub};
 
-/// Loads of a bin or an item; 1 is the mean bin.
+/// Loads of a bin or an item; 1 is the bound: the mean bin, or the largest item where that is more.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct Load {
     pub(super) n: f64,
@@ -56,11 +56,14 @@ pub(super) struct Scale {
 }
 
 impl Scale {
-    /// Of all the work that `bins` bins get. A dimension without work counts nothing.
-    pub(super) fn of(bins: usize, all: impl Iterator<Item = Work>) -> Self {
+    /// Of the work of all `bins` bins and their largest item. A dimension without work counts nothing.
+    pub(super) fn of(bins: usize, all: impl Iterator<Item = Work>, largest: Work) -> Self {
         let (n, a) = all.fold((0.0, 0.0), |(n, a), w| (n + w.tokens as f64, a + w.attention as f64));
-        let part = |sum: f64| if sum > 0.0 { bins as f64 / sum } else { 0.0 };
-        Self { n: part(n), a: part(a) }
+        let part = |sum: f64, largest: u64| {
+            let bound = (sum / bins as f64).max(largest as f64);
+            if bound > 0.0 { 1.0 / bound } else { 0.0 }
+        };
+        Self { n: part(n, largest.tokens), a: part(a, largest.attention) }
     }
 
     pub(super) fn load(&self, work: Work) -> Load {

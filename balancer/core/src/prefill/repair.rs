@@ -7,11 +7,11 @@ use super::load::Load;
 const PARTNERS: usize = 6;
 /// Smallest relative gain of a step; below it the potential is at its floor within rounding.
 const GAIN_MIN: f64 = 1e-9;
-/// How far above the mean a bin may stay: below what a step's time shows, and half of what is asked for.
+/// How far above the bound a bin may stay: below what a step's time shows, and half of what is asked for.
 const EVEN_ENOUGH: f64 = 1.004;
 /// Bins that may turn out to be at their best (one prompt fills them) before the repair ends: the ones after
 /// them are lower and seldom better.
-const STUCK_MAX: usize = 16;
+const STUCK_MAX: usize = 64;
 
 /// Takes the worst bin and does the best step with one of the bins that are lowest where it is highest, as
 /// long as the potential falls. At most as many steps as there are items, which bounds the time and has
@@ -20,12 +20,7 @@ pub(super) fn repair(problem: &Problem, bins: &mut Bins) {
     let mut stuck: Vec<usize> = Vec::new();
     let mut scratch = Scratch::default();
     for _ in 0..problem.items.len() {
-        let open = (0..bins.loads.len()).filter(|bin| !stuck.contains(bin));
-        let worst =
-            open.max_by(|&x, &y| bins.loads[x].worst().total_cmp(&bins.loads[y].worst()).then(y.cmp(&x)));
-        let Some(worst) = worst.filter(|&bin| bins.loads[bin].worst() > EVEN_ENOUGH) else {
-            return;
-        };
+        let Some(worst) = fullest(&bins.loads, &stuck) else { return };
         match best_step(problem, bins, worst, &mut scratch) {
             Some(step) => {
                 stuck.retain(|&bin| bin != step.partner);
@@ -35,6 +30,17 @@ pub(super) fn repair(problem: &Problem, bins: &mut Bins) {
             None => stuck.push(worst),
         }
     }
+}
+
+/// The fullest bin of those that are not stuck, if it is fuller than it may stay; the first among equals.
+fn fullest(loads: &[Load], stuck: &[usize]) -> Option<usize> {
+    let mut best = (EVEN_ENOUGH, None);
+    for (bin, load) in loads.iter().enumerate() {
+        if load.worst() > best.0 && !stuck.contains(&bin) {
+            best = (load.worst(), Some(bin));
+        }
+    }
+    best.1
 }
 
 /// Item number `out` of the worst bin goes to `partner`, in exchange for its `back`.
@@ -54,11 +60,16 @@ struct Scratch {
 
 fn best_step(problem: &Problem, bins: &Bins, worst: usize, scratch: &mut Scratch) -> Option<Step> {
     let high = bins.loads[worst];
-    let key = if high.n >= high.a { |l: Load| l.n } else { |l: Load| l.a };
+    let partners: [Option<usize>; PARTNERS] =
+        if high.n >= high.a { lowest(&bins.loads, |l| l.n) } else { lowest(&bins.loads, |l| l.a) };
     let mut best = (GAIN_MIN * high.potential(), None);
-    for partner in lowest::<PARTNERS>(&bins.loads, key).into_iter().flatten() {
+    let mut worst_after = f64::INFINITY;
+    for partner in partners.into_iter().flatten() {
         if partner == worst {
             continue;
+        }
+        if worst_after <= EVEN_ENOUGH {
+            break;
         }
         let low = bins.loads[partner];
         let before = high.potential() + low.potential();
@@ -74,8 +85,10 @@ fn best_step(problem: &Problem, bins: &Bins, worst: usize, scratch: &mut Scratch
             let left = high - problem.load_on(moved, rank_of(worst));
             let joined = low + problem.load_on(moved, rank_of(partner));
             for (back, (&here, &there)) in scratch.here.iter().zip(&scratch.there).enumerate() {
-                let gain = before - (left + there).potential() - (joined - here).potential();
+                let (high, low) = (left + there, joined - here);
+                let gain = before - high.potential() - low.potential();
                 if gain > best.0 {
+                    worst_after = high.worst().max(low.worst());
                     let back = Some(back).filter(|&back| back < bins.members[partner].len());
                     best = (gain, Some(Step { partner, out, back }));
                 }
