@@ -1,7 +1,7 @@
 //! Plans one round of chunked prefill: how many tokens of which prompt each rank runs next.
 
 use super::fill::{Candidates, chunks_of};
-use super::supply::supply;
+use super::supply::{Waiting, supply};
 use super::target::Target;
 use super::work::{Imbalance, Work};
 use std::collections::HashMap;
@@ -81,9 +81,22 @@ impl RoundBudget {
 pub fn plan_round(ranks: &[RankBacklog], held: &[Prompt], budget: &RoundBudget) -> Round {
     let seen = &held[..held.len().min(HELD_PER_RANK * ranks.len())];
     let tokens = tokens_per_rank(ranks, held, budget.tokens);
-    let target = Target::of(ranks, seen, &RoundBudget { tokens, ..*budget });
+    let wanted = Target::of(ranks, seen, &RoundBudget { tokens, ..*budget });
     let mut candidates: Vec<Candidates> = ranks.iter().map(|rank| Candidates::of(rank, tokens)).collect();
-    supply(&mut candidates, seen, &target);
+    let mut target = wanted;
+    let mut waiting = Waiting::of(seen);
+    for _ in 0..DOUBLINGS_MAX {
+        supply(&mut candidates, &mut waiting, &target);
+        if waiting.is_empty() {
+            target = wanted.relaxed();
+            break;
+        }
+        if candidates.iter().all(|c| c.lacking(&target) == 0) {
+            break;
+        }
+        // Nothing light enough is left for the ranks that cannot fill up.
+        target = target.doubled();
+    }
     let mut chunks = Vec::new();
     for (rank, candidate) in candidates.iter().enumerate() {
         chunks.extend(chunks_of(candidate, rank, &target));
@@ -93,6 +106,9 @@ pub fn plan_round(ranks: &[RankBacklog], held: &[Prompt], budget: &RoundBudget) 
 
 /// Held prompts that are looked at, per rank: the oldest of a longer queue. Bounds the time of a plan.
 const HELD_PER_RANK: usize = 64;
+
+/// Doublings of the attention target at most: from a pair a token to contexts of a million.
+const DOUBLINGS_MAX: usize = 20;
 
 /// Tokens a rank below which a round is not shortened for the sake of equal tokens. With so few rows an
 /// expert's weights take longer to read than to multiply, so a thinner round would only be one more round:

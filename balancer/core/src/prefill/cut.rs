@@ -20,6 +20,9 @@ impl Span {
 const EVEN_ENOUGH: f64 = 0.005;
 /// Spans that are tried as the ones to be cut: with the largest nearly always one pair does.
 const CUT_CHOICES: usize = 6;
+/// A rank with fewer tokens runs no two microbatches in the engines that have them (vLLM's threshold), so
+/// nothing is cut for their sake.
+const TOKENS_MIN: u64 = 512;
 
 /// Leading tokens of each span that run in half 0; the rest run in half 1. At most two spans run in both.
 pub(super) fn halve(spans: &[Span]) -> Vec<u64> {
@@ -28,7 +31,7 @@ pub(super) fn halve(spans: &[Span]) -> Vec<u64> {
     order.sort_by(|&x, &y| share(spans[y].work(), whole).total_cmp(&share(spans[x].work(), whole)));
     let mut best = place(spans, &order, whole, None);
     let mut least = unevenness(spans, &best, whole);
-    let choices = &order[..order.len().min(CUT_CHOICES)];
+    let choices = if whole.tokens < TOKENS_MIN { &[] } else { &order[..order.len().min(CUT_CHOICES)] };
     for (number, &one) in choices.iter().enumerate() {
         for &other in &choices[..=number] {
             if least <= EVEN_ENOUGH {
