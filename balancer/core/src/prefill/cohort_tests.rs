@@ -95,10 +95,11 @@ fn hot_prompts(count: usize, hot: usize, tokens: u64) -> Vec<Item> {
 fn sent_to_hot(tokens: u64) -> usize {
     let cohort = Cohort { carried: vec![Work::default(); 8], items: hot_prompts(64, 2, tokens) };
     let assignment = assign(&cohort);
-    // Without hits every bin has eight of them.
+    // Without hits every bin has eight of them. Fewer tokens may cost a little attention.
     let (fullest, blind) = (totals(&cohort, &assignment.bin_of), Work::of(0, 1000));
     let fullest = fullest.into_iter().fold(Work::default(), Work::max_each);
-    assert!(fullest.tokens <= 8 * blind.tokens && fullest.attention <= 8 * blind.attention, "{fullest:?}");
+    assert!(fullest.tokens <= 8 * blind.tokens, "{fullest:?}");
+    assert!(20 * fullest.attention <= 21 * 8 * blind.attention, "{fullest:?}");
     assignment.bin_of.iter().filter(|&&bin| bin / MICROBATCHES == 2).count()
 }
 
