@@ -5,6 +5,7 @@
 //! Step times are modelled; arrivals are synthetic or recorded, as each table says.
 
 mod chunked;
+mod decode;
 mod figures;
 mod goals;
 mod layout;
@@ -35,6 +36,7 @@ struct Arguments {
 enum Part {
     Whole,
     Chunked,
+    Decode,
 }
 
 impl Part {
@@ -42,6 +44,7 @@ impl Part {
         match self {
             Part::Whole => whole::TITLE,
             Part::Chunked => chunked::TITLE,
+            Part::Decode => decode::TITLE,
         }
     }
 
@@ -49,6 +52,7 @@ impl Part {
         match self {
             Part::Whole => whole::run(seeds, figures),
             Part::Chunked => chunked::run(seeds, figures),
+            Part::Decode => decode::run(seeds, figures),
         }
     }
 
@@ -56,6 +60,7 @@ impl Part {
         match self {
             Part::Whole => whole::goals(figures),
             Part::Chunked => chunked::goals(figures),
+            Part::Decode => decode::goals(figures),
         }
     }
 }

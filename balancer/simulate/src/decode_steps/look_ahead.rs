@@ -16,10 +16,6 @@ impl LookAhead {
 }
 
 impl StepPolicy for LookAhead {
-    fn name(&self) -> &'static str {
-        "look-ahead of 40 steps (knows the ends)"
-    }
-
     fn place(&mut self, unit: &Unit<'_>, arrived: &[u32], _now_s: f64) -> Vec<(u32, usize)> {
         let mut loads: Vec<RankLoad> = (0..unit.ranks()).map(|rank| unit.load(rank)).collect();
         for step in 1..=self.steps {
