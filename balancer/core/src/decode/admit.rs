@@ -10,6 +10,10 @@ struct Level {
     requests: f64,
 }
 
+/// The level's most, over the mean. With less than some 40 requests a rank one of them is more than that, and ranks that were
+/// filled by whole requests above the mean would be the imbalance.
+const LEVEL_MAX: f64 = 0.03;
+
 /// When nothing moves later: what does not fit today stands out for as long as it runs.
 const FOR_GOOD: Level = Level { kv: 1.25, requests: 1.5 };
 /// When a migration can bring down what stands out.
@@ -85,8 +89,9 @@ impl Admission {
     fn place(&mut self, kv_tokens: f64) -> Option<usize> {
         let ranks = self.ranks.len() as f64;
         let (kv_mean, requests_mean) = ((self.kv_sum / ranks).max(1.0), self.requests_sum / ranks);
-        let kv_level = kv_mean * (1.0 + self.level.kv / requests_mean);
-        let requests_level = requests_mean + self.level.requests;
+        let level = |requests: f64| 1.0 + (requests / requests_mean).min(LEVEL_MAX);
+        let (kv_level, requests_level) =
+            (kv_mean * level(self.level.kv), requests_mean * level(self.level.requests));
         let (kv_scale, requests_scale) = (1.0 / kv_mean, 1.0 / requests_mean);
         let (mut fits, mut fits_kv) = (None, f64::NEG_INFINITY);
         let (mut least, mut least_worse) = (None, (f64::INFINITY, f64::INFINITY));

@@ -18,12 +18,19 @@ fn check(of: &[(u64, i64)], kv_tokens: u64, expected: Option<usize>) {
 
 #[test]
 fn a_request_joins_the_rank_that_it_fills_best() {
-    // Means 1000 and 10, so up to 1125 tokens and 11.5 requests fit: the emptiest rank stays free for something heavier.
-    check(&[(1000, 10), (900, 10), (1050, 10), (1050, 10)], 1, Some(2));
-    check(&[(1000, 10), (900, 10), (1050, 10), (1050, 10)], 120, Some(0));
-    check(&[(1000, 10), (900, 10), (1050, 10), (1050, 10)], 200, Some(1));
+    // Means 100k and 100, so up to 101 250 tokens and 101.5 requests fit: the emptiest stays free for something heavier.
+    let ranks = [(100_000, 100), (99_000, 100), (100_500, 100), (100_500, 100)];
+    check(&ranks, 1, Some(2));
+    check(&ranks, 1200, Some(0));
+    check(&ranks, 2500, Some(1));
     // A rank without room for another request is passed over, whatever room its KV has.
-    check(&[(1050, 12), (900, 9), (1000, 10), (1050, 12)], 1, Some(2));
+    check(&[(100_500, 102), (99_000, 99), (100_000, 100), (100_500, 102)], 1, Some(2));
+}
+
+#[test]
+fn few_requests_are_levelled_out() {
+    check(&[(90, 1), (10, 1)], 9, Some(1));
+    check(&[(900, 9), (900, 10), (1000, 10)], 100, Some(0));
 }
 
 #[test]
@@ -38,7 +45,7 @@ fn ties_go_to_the_lower_rank() {
     check(&[(0, 0), (0, 0)], 1, Some(0));
     check(&[(100, 5), (100, 5), (100, 5)], 500, Some(0));
     // The requests decide, and are equal: the one with less KV.
-    check(&[(90, 30), (10, 30), (90, 1)], 100_000, Some(1));
+    check(&[(90, 30), (80, 30), (300, 20)], 1, Some(1));
 }
 
 #[test]
@@ -58,10 +65,10 @@ fn the_largest_of_a_batch_chooses_first() {
 
 #[test]
 fn less_is_filled_where_migrations_follow() {
-    // Means 1000 and 10: with 100 tokens more the fullest rank is above 1050 and below 1125.
-    let ranks = loads(&[(1000, 10), (980, 10), (900, 10), (1100, 10)]);
-    assert_eq!(Admission::new(ranks.clone()).admit(100), Some(0));
-    assert_eq!(Admission::before_migrations(ranks).admit(100), Some(2));
+    // Means 100k and 100: rank 0 with 1000 tokens more is 0.75 % above the mean, rank 2 below it.
+    let ranks = loads(&[(100_000, 100), (99_800, 100), (99_000, 100), (101_200, 100)]);
+    assert_eq!(Admission::new(ranks.clone()).admit(1000), Some(0));
+    assert_eq!(Admission::before_migrations(ranks).admit(1000), Some(2));
 }
 
 proptest! {
@@ -96,7 +103,7 @@ proptest! {
             ((load.kv_tokens + kv) as f64 / kv_mean).max((load.requests + 1) as f64 / requests_mean)
         };
         let least = ranks.iter().map(worse).fold(f64::INFINITY, f64::min);
-        let level = 1.0 + FOR_GOOD.kv.max(FOR_GOOD.requests) / requests_mean;
+        let level = 1.0 + (FOR_GOOD.kv.max(FOR_GOOD.requests) / requests_mean).min(LEVEL_MAX);
         prop_assert!(worse(&ranks[chosen]) <= least.max(level) * (1.0 + 1e-9));
     }
 }

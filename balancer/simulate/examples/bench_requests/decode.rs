@@ -21,8 +21,9 @@ const ADMISSION: &str = "Evenkeel, admission";
 const ONE: &str = "Evenkeel, 1 migration a step";
 const FOUR: &str = "Evenkeel, 4 migrations a step";
 const LOOK_AHEAD: &str = "look-ahead of 40 steps";
-/// What is not a peer's: ours, and what knows the true ends.
-const NOT_PEERS: [&str; 4] = [ADMISSION, ONE, FOUR, LOOK_AHEAD];
+const LEAST_WORSE: &str = "least of the worse dimension";
+/// What is not a peer's: ours, the plain rule on which ours falls back, and what knows the true ends.
+const NOT_PEERS: [&str; 5] = [ADMISSION, ONE, FOUR, LOOK_AHEAD, LEAST_WORSE];
 /// Steps whose ends the look-ahead sees.
 const SEEN_STEPS: u32 = 40;
 
@@ -104,6 +105,7 @@ fn one(name: &str, workload: &Workload, seed: u64) -> StepFigures {
     let migrating = |per_step| Ours::migrating(MigrationPolicy { per_step, ..MigrationPolicy::default() });
     match name {
         LOOK_AHEAD => simulate(workload, &mut LookAhead::new(SEEN_STEPS)),
+        LEAST_WORSE => simulate(workload, &mut LookAhead::new(0)),
         ADMISSION => simulate(workload, &mut Ours::admission()),
         ONE => simulate(workload, &mut migrating(1)),
         FOUR => simulate(workload, &mut migrating(4)),
