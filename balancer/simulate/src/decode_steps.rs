@@ -26,9 +26,6 @@ pub const KV_TOKEN_BYTES: u64 = 61 * (512 + 64) * 2;
 
 /// What decides in the simulation. Requests are named by their place in the workload.
 pub trait StepPolicy {
-    /// As tables show it.
-    fn name(&self) -> &'static str;
-
     /// Ranks of requests that arrived, and of others that it held before.
     fn place(&mut self, unit: &Unit<'_>, arrived: &[u32], now_s: f64) -> Vec<(u32, usize)>;
 
@@ -171,3 +168,6 @@ fn place(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,10 +2,8 @@
 
 use super::RankLoad;
 
-/// Ranks that a move may go to: the lowest in the dimension that is relieved.
+/// Ranks that a move may go to: the lowest in the dimension that is relieved. 3 to 144 give the same balance.
 const TARGETS: usize = 6;
-/// Of so many turns one relieves the rank with most requests, the others the one with most KV.
-const TURNS: u64 = 4;
 
 /// A running request, as the planner sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +16,7 @@ pub struct Running<Id> {
     pub since_move: Option<u32>,
 }
 
-/// What the planner looks at: whoever keeps running requests by rank.
+/// Whoever keeps running requests by rank.
 pub trait RunningRequests {
     /// A request's name.
     type Id: Copy + Ord;
@@ -29,30 +27,33 @@ pub trait RunningRequests {
     /// A rank's load; not `up` when it is not to get requests.
     fn load(&self, rank: usize) -> RankLoad;
 
-    /// Whether the rank gives its requests away; such a rank is not `up`.
+    /// Whether the rank is to give its requests away. Such a rank is not `up`.
     fn drains(&self, rank: usize) -> bool;
 
-    /// The rank's requests, in any order. Called for the few ranks from which something may move.
+    /// The rank's requests that can move, in any order. Asked only of ranks that a move may leave: two for each of the
+    /// [`per_step`](MigrationPolicy::per_step), and those that drain.
     fn running(&self, rank: usize) -> impl Iterator<Item = Running<Self::Id>>;
 }
 
-/// Bounds and costs of migration.
+/// What migrations may take, and what they cost.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MigrationPolicy {
-    /// Most moves a step in the whole unit; 0: the engine cannot.
+    /// Most moves a step in the whole unit. 0: the engine cannot.
     pub per_step: u32,
-    /// KV tokens that a node's NICs may send, and may receive, for one step's moves. The moves are copied while the request
-    /// still runs, so this is what fits one step beside the dispatch traffic.
+    /// KV tokens that a node sends at most for the moves of one step, and receives at most; longer requests stay. The copy is
+    /// made while the request runs on, beside the step's own traffic: 32k tokens of DeepSeek-V3 are 2.3 GB, a 50 GB/s NIC's
+    /// work of 46 ms, and a node has eight.
     pub node_tokens: u64,
     /// Ranks of a node.
     pub ranks_per_node: usize,
     /// Steps for which a request stays after a move.
     pub rest_steps: u32,
-    /// Steps that a running request is expected to go on.
+    /// Steps that a running request is taken to go on: the mean of what is left, as no single end is known.
     pub remaining_steps: f64,
-    /// What a moved token costs, in the potential's unit (squared relative load of a rank, for a step).
+    /// What a moved token costs, in the potential for one step: a move is worth it when the potential falls by more than
+    /// `kv_tokens * token_cost / remaining_steps`. 5e-5 makes a 6k-token move pay when it brings a rank of 100 requests from
+    /// 2 % above the mean to 1 %; with 2e-4 too few moves are left to balance long prompts.
     pub token_cost: f64,
-    pub power: i32,
 }
 
 impl Default for MigrationPolicy {
@@ -63,8 +64,7 @@ impl Default for MigrationPolicy {
             ranks_per_node: 8,
             rest_steps: 50,
             remaining_steps: 500.0,
-            token_cost: 5e-6,
-            power: 2,
+            token_cost: 5e-5,
         }
     }
 }
@@ -82,154 +82,159 @@ pub struct Migration<Id> {
     pub kv_tokens: u64,
 }
 
-/// The moves before the next step, at most `policy.per_step`. `step` counts the unit's steps: it decides whose turn it is.
-pub fn plan_migrations<R: RunningRequests>(
-    running: &R,
-    policy: &MigrationPolicy,
-    step: u64,
-) -> Vec<Migration<R::Id>> {
-    let mut planner = Planner::new(running, policy);
-    let mut moves: Vec<Migration<R::Id>> = Vec::new();
-    for turn in 0..u64::from(policy.per_step) {
-        let count_turn = (step.wrapping_mul(policy.per_step.into()).wrapping_add(turn)) % TURNS == TURNS - 1;
-        let by = if count_turn {
-            [Dimension::Requests, Dimension::Kv]
-        } else {
-            [Dimension::Kv, Dimension::Requests]
-        };
-        let best =
-            planner.drain(&moves).or_else(|| by.into_iter().find_map(|by| planner.relieve(by, &moves)));
-        let Some(best) = best else { break };
-        planner.apply(&best);
-        moves.push(best);
+/// The moves before the next step, at most `policy.per_step`; no request twice.
+///
+/// Ranks that drain come first, whatever their requests cost. Then the rank that stands out most, in KV or in requests, gives
+/// the request whose move lowers the potential most after its cost; if it has none, the one that stands out most in the
+/// other dimension does. The potential is the sum over ranks of (KV over mean KV)^2 + (requests over mean requests)^2.
+pub fn plan_migrations<R: RunningRequests>(running: &R, policy: &MigrationPolicy) -> Vec<Migration<R::Id>> {
+    if policy.per_step == 0 {
+        return Vec::new();
     }
-    moves
+    let mut planner = Planner::new(running, policy);
+    while planner.moves.len() < policy.per_step as usize {
+        let Some(migration) = planner.drain().or_else(|| planner.relieve()) else { break };
+        planner.apply(migration);
+    }
+    planner.moves
 }
 
+/// KV and requests of a rank, or of a move, over the means.
 #[derive(Clone, Copy)]
-enum Dimension {
-    Kv,
-    Requests,
+struct Relative {
+    kv: f64,
+    requests: f64,
 }
 
-/// Loads relative to the means, with the moves that were planned so far.
+type Dimension = fn(&Relative) -> f64;
+const DIMENSIONS: [Dimension; 2] = [|r| r.kv, |r| r.requests];
+
 struct Planner<'a, R: RunningRequests> {
     running: &'a R,
     policy: &'a MigrationPolicy,
-    /// By rank: (KV over mean KV, requests over mean requests).
-    relative: Vec<(f64, f64)>,
+    /// By rank, with the moves planned so far.
+    ranks: Vec<Relative>,
     up: Vec<usize>,
-    kv_unit: f64,
-    requests_unit: f64,
+    /// One KV token and one request.
+    one: Relative,
+    /// KV tokens by node.
     sent: Vec<u64>,
     received: Vec<u64>,
+    moves: Vec<Migration<R::Id>>,
 }
 
 impl<'a, R: RunningRequests> Planner<'a, R> {
     fn new(running: &'a R, policy: &'a MigrationPolicy) -> Self {
         let loads: Vec<RankLoad> = (0..running.ranks()).map(|rank| running.load(rank)).collect();
         let up: Vec<usize> = (0..loads.len()).filter(|&rank| loads[rank].up).collect();
-        let sum = |of: fn(&RankLoad) -> u64| up.iter().map(|&r| of(&loads[r]) as f64).sum::<f64>();
-        let ranks = up.len() as f64;
-        let kv_unit = ranks / sum(|l| l.kv_tokens).max(1.0);
-        let requests_unit = ranks / sum(|l| l.requests).max(1.0);
-        let relative =
-            loads.iter().map(|l| (l.kv_tokens as f64 * kv_unit, l.requests as f64 * requests_unit)).collect();
-        let nodes = loads.len() / policy.ranks_per_node.max(1) + 1;
-        Self {
-            running,
-            policy,
-            relative,
-            up,
-            kv_unit,
-            requests_unit,
-            sent: vec![0; nodes],
-            received: vec![0; nodes],
-        }
+        let one_over_mean = |of: fn(&RankLoad) -> u64| {
+            let sum: f64 = up.iter().map(|&rank| of(&loads[rank]) as f64).sum();
+            up.len() as f64 / sum.max(1.0)
+        };
+        let one = Relative { kv: one_over_mean(|l| l.kv_tokens), requests: one_over_mean(|l| l.requests) };
+        let relative = |l: &RankLoad| Relative {
+            kv: l.kv_tokens as f64 * one.kv,
+            requests: l.requests as f64 * one.requests,
+        };
+        let ranks = loads.iter().map(relative).collect();
+        let nodes = loads.len().div_ceil(policy.ranks_per_node.max(1));
+        let (sent, received) = (vec![0; nodes], vec![0; nodes]);
+        Self { running, policy, ranks, up, one, sent, received, moves: Vec::new() }
     }
 
     fn node(&self, rank: usize) -> usize {
         rank / self.policy.ranks_per_node.max(1)
     }
 
-    fn of(&self, by: Dimension, rank: usize) -> f64 {
-        match by {
-            Dimension::Kv => self.relative[rank].0,
-            Dimension::Requests => self.relative[rank].1,
-        }
+    /// Something from the first rank that drains and still has what can move.
+    fn drain(&self) -> Option<Migration<R::Id>> {
+        let mut ranks = (0..self.ranks.len()).filter(|&rank| self.running.drains(rank));
+        ranks.find_map(|from| self.best(from, DIMENSIONS[0], |_| f64::NEG_INFINITY))
     }
 
-    fn drain(&self, moves: &[Migration<R::Id>]) -> Option<Migration<R::Id>> {
-        let mut ranks = (0..self.running.ranks()).filter(|&rank| self.running.drains(rank));
-        ranks.find_map(|rank| self.best(rank, &self.targets(Dimension::Kv, rank), moves, true))
+    /// The best move off the rank that stands out most.
+    fn relieve(&self) -> Option<Migration<R::Id>> {
+        let highest = DIMENSIONS.map(|of| {
+            let above =
+                |&x: &usize, &y: &usize| of(&self.ranks[x]).total_cmp(&of(&self.ranks[y])).then(y.cmp(&x));
+            let rank = self.up.iter().copied().max_by(above)?;
+            Some((of(&self.ranks[rank]), rank, of))
+        });
+        let [Some(kv), Some(requests)] = highest else { return None };
+        let order = if kv.0 >= requests.0 { [kv, requests] } else { [requests, kv] };
+        let worth = |request: &Running<R::Id>| match request.since_move {
+            Some(steps) if steps < self.policy.rest_steps => f64::INFINITY,
+            _ => 0.0,
+        };
+        order.into_iter().find_map(|(_, from, of)| self.best(from, of, worth))
     }
 
-    fn relieve(&self, by: Dimension, moves: &[Migration<R::Id>]) -> Option<Migration<R::Id>> {
-        let highest = |&x: &usize, &y: &usize| self.of(by, x).total_cmp(&self.of(by, y)).then(y.cmp(&x));
-        let from = self.up.iter().copied().max_by(|x, y| highest(x, y))?;
-        self.best(from, &self.targets(by, from), moves, false)
-    }
-
-    fn targets(&self, by: Dimension, from: usize) -> Vec<usize> {
-        let mut targets: Vec<usize> = self.up.iter().copied().filter(|&rank| rank != from).collect();
-        let lowest = |x: &usize, y: &usize| self.of(by, *x).total_cmp(&self.of(by, *y)).then(x.cmp(y));
-        if targets.len() > TARGETS {
-            targets.select_nth_unstable_by(TARGETS, lowest);
-            targets.truncate(TARGETS);
-        }
-        targets.sort_by(lowest);
-        targets
-    }
-
-    /// The move from a rank that gains most after its cost.
+    /// The move from a rank to one of the lowest in `of` whose gain after its cost is largest and above `at_least`; of
+    /// equals the lower name and rank.
     fn best(
         &self,
         from: usize,
-        targets: &[usize],
-        moves: &[Migration<R::Id>],
-        anyhow: bool,
+        of: Dimension,
+        at_least: impl Fn(&Running<R::Id>) -> f64,
     ) -> Option<Migration<R::Id>> {
+        let targets = self.lowest(from, of);
+        let left = self.policy.node_tokens.saturating_sub(self.sent[self.node(from)]);
         let mut best: Option<(f64, Migration<R::Id>)> = None;
-        let budget = self.policy.node_tokens.saturating_sub(self.sent[self.node(from)]);
         for request in self.running.running(from) {
-            let rests = request.since_move.is_some_and(|steps| steps < self.policy.rest_steps);
-            if (rests && !anyhow) || request.kv_tokens > budget || moves.iter().any(|m| m.id == request.id) {
+            let Running { id, kv_tokens, .. } = request;
+            let at_least = at_least(&request);
+            if kv_tokens > left || self.moves.iter().any(|migration| migration.id == id) {
                 continue;
             }
-            let cost = request.kv_tokens as f64 * self.policy.token_cost;
-            for &to in targets {
-                if request.kv_tokens + self.received[self.node(to)] > self.policy.node_tokens {
-                    continue;
-                }
-                let gain = self.gain(request.kv_tokens, from, to) * self.policy.remaining_steps - cost;
-                let better = best.is_none_or(|(value, m)| {
-                    gain > value || (gain == value && (request.id, to) < (m.id, m.to))
-                });
-                if better && (anyhow || gain > 0.0) {
-                    best = Some((gain, Migration { id: request.id, from, to, kv_tokens: request.kv_tokens }));
+            for &to in &targets {
+                let room = self.policy.node_tokens.saturating_sub(self.received[self.node(to)]);
+                let value = self.value(kv_tokens, from, to);
+                let better =
+                    best.is_none_or(|(most, m)| value > most || (value == most && (id, to) < (m.id, m.to)));
+                if kv_tokens <= room && value > at_least && better {
+                    best = Some((value, Migration { id, from, to, kv_tokens }));
                 }
             }
         }
         best.map(|(_, migration)| migration)
     }
 
-    /// By how much the potential falls.
-    fn gain(&self, kv_tokens: u64, from: usize, to: usize) -> f64 {
-        let (kv, one) = (kv_tokens as f64 * self.kv_unit, self.requests_unit);
-        let p = |x: f64| x.max(0.0).powi(self.policy.power);
-        let fall = |from: f64, to: f64, by: f64| p(from) - p(from - by) + p(to) - p(to + by);
-        let (source, target) = (self.relative[from], self.relative[to]);
-        fall(source.0, target.0, kv) + fall(source.1, target.1, one)
+    /// Other ranks that are up, the lowest in `of`.
+    fn lowest(&self, from: usize, of: Dimension) -> Vec<usize> {
+        let mut ranks: Vec<usize> = self.up.iter().copied().filter(|&rank| rank != from).collect();
+        if ranks.len() > TARGETS {
+            let below =
+                |x: &usize, y: &usize| of(&self.ranks[*x]).total_cmp(&of(&self.ranks[*y])).then(x.cmp(y));
+            ranks.select_nth_unstable_by(TARGETS, below);
+            ranks.truncate(TARGETS);
+        }
+        ranks
     }
 
-    fn apply(&mut self, migration: &Migration<R::Id>) {
-        let kv = migration.kv_tokens as f64 * self.kv_unit;
-        let (from, to) = (self.node(migration.from), self.node(migration.to));
-        self.sent[from] += migration.kv_tokens;
-        self.received[to] += migration.kv_tokens;
-        self.relative[migration.from].0 -= kv;
-        self.relative[migration.from].1 -= self.requests_unit;
-        self.relative[migration.to].0 += kv;
-        self.relative[migration.to].1 += self.requests_unit;
+    /// By how much the potential falls over what is left of the request, less what its transfer costs.
+    fn value(&self, kv_tokens: u64, from: usize, to: usize) -> f64 {
+        let (source, target) = (self.ranks[from], self.ranks[to]);
+        // x^2 + y^2 - (x - d)^2 - (y + d)^2
+        let fall = |source: f64, target: f64, by: f64| 2.0 * by * (source - target - by);
+        let kv = fall(source.kv, target.kv, kv_tokens as f64 * self.one.kv);
+        let requests = fall(source.requests, target.requests, self.one.requests);
+        (kv + requests) * self.policy.remaining_steps - kv_tokens as f64 * self.policy.token_cost
+    }
+
+    fn apply(&mut self, migration: Migration<R::Id>) {
+        let Migration { from, to, kv_tokens, .. } = migration;
+        let (sender, receiver) = (self.node(from), self.node(to));
+        self.sent[sender] += kv_tokens;
+        self.received[receiver] += kv_tokens;
+        let kv = kv_tokens as f64 * self.one.kv;
+        self.ranks[from].kv -= kv;
+        self.ranks[from].requests -= self.one.requests;
+        self.ranks[to].kv += kv;
+        self.ranks[to].requests += self.one.requests;
+        self.moves.push(migration);
     }
 }
+
+#[cfg(test)]
+#[path = "migrate_tests.rs"]
+mod tests;

@@ -7,36 +7,35 @@ use evenkeel_core::decode::{
 
 /// Admission, with or without migrations afterwards.
 pub struct Ours {
-    name: &'static str,
     migration: MigrationPolicy,
 }
 
 impl Ours {
     /// Admission alone.
     pub fn admission() -> Self {
-        Self { name: "evenkeel, admission", migration: MigrationPolicy::default() }
+        Self { migration: MigrationPolicy::default() }
     }
 
     /// Admission and migrations, for an engine that can.
-    pub fn migrating(name: &'static str, migration: MigrationPolicy) -> Self {
-        Self { name, migration }
+    pub fn migrating(migration: MigrationPolicy) -> Self {
+        Self { migration }
     }
 }
 
 impl StepPolicy for Ours {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
     fn place(&mut self, unit: &Unit<'_>, arrived: &[u32], _now_s: f64) -> Vec<(u32, usize)> {
-        let mut admission = Admission::new((0..unit.ranks()).map(|rank| unit.load(rank)));
+        let loads = (0..unit.ranks()).map(|rank| unit.load(rank));
+        let mut admission = match self.migration.per_step {
+            0 => Admission::new(loads),
+            _ => Admission::before_migrations(loads),
+        };
         let kv: Vec<u64> = arrived.iter().map(|&request| unit.request(request).kv_at_start()).collect();
         let ranks = admission.admit_all(&kv).into_iter().map(|rank| rank.expect("all ranks are up"));
         arrived.iter().copied().zip(ranks).collect()
     }
 
     fn migrate(&mut self, unit: &Unit<'_>) -> Vec<Move> {
-        let moves = plan_migrations(unit, &self.migration, unit.step().into());
+        let moves = plan_migrations(unit, &self.migration);
         moves.into_iter().map(|m| Move { request: m.id, from: m.from, to: m.to }).collect()
     }
 }

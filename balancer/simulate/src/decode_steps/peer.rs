@@ -50,10 +50,6 @@ impl<'a> Peer<'a> {
 }
 
 impl StepPolicy for Peer<'_> {
-    fn name(&self) -> &'static str {
-        self.policy.name()
-    }
-
     fn place(&mut self, unit: &Unit<'_>, arrived: &[u32], now_s: f64) -> Vec<(u32, usize)> {
         self.report(unit, now_s);
         let arrival = |&request: &u32| Arrival {
