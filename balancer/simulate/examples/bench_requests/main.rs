@@ -6,6 +6,7 @@
 
 mod chunked;
 mod contenders;
+mod decisions;
 mod figures;
 mod goals;
 mod layout;
@@ -38,6 +39,7 @@ enum Part {
     Whole,
     Chunked,
     Traces,
+    Decisions,
 }
 
 impl Part {
@@ -46,6 +48,7 @@ impl Part {
             Part::Whole => whole::TITLE,
             Part::Chunked => chunked::TITLE,
             Part::Traces => traces::TITLE,
+            Part::Decisions => decisions::TITLE,
         }
     }
 
@@ -54,6 +57,7 @@ impl Part {
             Part::Whole => whole::run(seeds, figures),
             Part::Chunked => chunked::run(seeds, figures),
             Part::Traces => traces::run(seeds, figures),
+            Part::Decisions => decisions::run(seeds, figures),
         }
     }
 
@@ -62,6 +66,7 @@ impl Part {
             Part::Whole => whole::goals(figures),
             Part::Chunked => chunked::goals(figures),
             Part::Traces => traces::goals(figures),
+            Part::Decisions => decisions::goals(figures),
         }
     }
 }
