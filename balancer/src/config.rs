@@ -2,9 +2,11 @@
 //! file, then default. Flags and variables arrive together from the command line as [`Overrides`].
 
 use evenkeel_core::policy::{ExpertPolicy, HistoryPolicy, RoutingPolicy, SplitFor};
-use evenkeel_core::routing::Router;
+use evenkeel_core::prefix::PrefixPolicy;
+use evenkeel_core::routing::{Router, TenantId};
 use evenkeel_core::topology::Role;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -103,8 +105,24 @@ pub struct Routing {
     pub cohort_wait_max_ms: u64,
     /// See [`RoutingPolicy::round_tokens`]; 0 dispatches whole prompts.
     pub prefill_round_tokens: u64,
+    /// See [`RoutingPolicy::cohort_tokens`]; 0 sends all held prompts out.
+    pub prefill_cohort_tokens: u64,
+    /// See [`RoutingPolicy::kv_capacity_tokens`]; 0 leaves it to the engine.
+    pub kv_capacity_tokens: u64,
+    /// See [`RoutingPolicy::migrations_per_step`].
+    pub migrations_per_step: u32,
+    /// See [`RoutingPolicy::block_tokens`].
+    pub block_tokens: u64,
+    /// See [`PrefixPolicy::blocks_max`].
+    pub prefix_blocks_max: u32,
     /// See [`RoutingPolicy::held_max`].
     pub held_max: u32,
+    /// See [`RoutingPolicy::tenant_held_max`].
+    pub tenant_held_max: u32,
+    /// See [`RoutingPolicy::batch_share`].
+    pub batch_share: f64,
+    /// Weights of tenants by their number; see [`RoutingPolicy::tenant_weights`].
+    pub tenants: BTreeMap<u32, u32>,
     /// Directory to which events and decisions are recorded; empty: they are not.
     pub record: PathBuf,
     /// Megabytes that the recording of one unit may take; the oldest files go.
@@ -168,10 +186,19 @@ impl Default for Experts {
 impl Default for Routing {
     fn default() -> Self {
         let policy = RoutingPolicy::default();
+        let narrow = |count: usize| u32::try_from(count).expect("defaults fit 32 bits");
         Self {
             cohort_wait_max_ms: policy.cohort_wait_max_ms,
             prefill_round_tokens: policy.round_tokens.unwrap_or(0),
-            held_max: u32::try_from(policy.held_max).expect("fits 32 bits"),
+            prefill_cohort_tokens: policy.cohort_tokens.unwrap_or(0),
+            kv_capacity_tokens: policy.kv_capacity_tokens.unwrap_or(0),
+            migrations_per_step: policy.migrations_per_step,
+            block_tokens: policy.block_tokens,
+            prefix_blocks_max: narrow(policy.prefix.blocks_max),
+            held_max: narrow(policy.held_max),
+            tenant_held_max: narrow(policy.tenant_held_max),
+            batch_share: policy.batch_share,
+            tenants: policy.tenant_weights.iter().map(|(tenant, &weight)| (tenant.0, weight)).collect(),
             record: PathBuf::new(),
             // Hours of a unit of 144 ranks at 300 requests a second.
             record_max_mb: 1024,
@@ -185,7 +212,19 @@ impl Routing {
         RoutingPolicy {
             cohort_wait_max_ms: self.cohort_wait_max_ms,
             round_tokens: (self.prefill_round_tokens > 0).then_some(self.prefill_round_tokens),
+            cohort_tokens: (self.prefill_cohort_tokens > 0).then_some(self.prefill_cohort_tokens),
+            kv_capacity_tokens: (self.kv_capacity_tokens > 0).then_some(self.kv_capacity_tokens),
+            migrations_per_step: self.migrations_per_step,
+            block_tokens: self.block_tokens,
+            prefix: PrefixPolicy { blocks_max: self.prefix_blocks_max as usize, ..PrefixPolicy::default() },
             held_max: self.held_max as usize,
+            tenant_held_max: self.tenant_held_max as usize,
+            batch_share: self.batch_share,
+            tenant_weights: self
+                .tenants
+                .iter()
+                .map(|(&tenant, &weight)| (TenantId(tenant), weight))
+                .collect(),
             ..RoutingPolicy::default()
         }
     }
@@ -442,6 +481,19 @@ mod tests {
             "[routing]\nrecord_max_mb = 7",
             Err("configuration: routing.record_max_mb is 7: must be 8 to 1048576"),
         );
+        check(
+            "[routing]\nblock_tokens = 0",
+            Err("configuration: routing: policy block_tokens is 0: accepted are 1 to 4096"),
+        );
+        check(
+            "[routing]\nbatch_share = 1.5",
+            Err("configuration: routing: fairness batch_share is 1.5: accepted are 0 to 1"),
+        );
+        check(
+            "[routing.tenants]\n7 = 0",
+            Err("configuration: routing: fairness weight is 0: accepted are 1 to 65536"),
+        );
+        check("[routing.tenants]\n7 = 3\n8 = 1", Ok(()));
         check("[experts]\nhistory_half_life_ms = 0\nhistory_season_ms = 0", Ok(()));
         check(
             "[experts]\nhistory_half_life_ms = 2592000001",
@@ -458,6 +510,16 @@ mod tests {
         let error = parse("cluster = \"a\"\nagents_listen = 7", "b.toml").unwrap_err();
         assert_eq!(error.code(), "config_malformed");
         assert!(error.to_string().contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn routing_keys_reach_the_policy() {
+        let text = "[routing]\nprefill_cohort_tokens = 5\nkv_capacity_tokens = 6\nmigrations_per_step = 1\nbatch_share = 0.5\n[routing.tenants]\n7 = 3";
+        let policy = parse(text, "b.toml").expect("valid").routing.policy();
+        assert_eq!((policy.cohort_tokens, policy.kv_capacity_tokens), (Some(5), Some(6)));
+        assert_eq!((policy.migrations_per_step, policy.batch_share), (1, 0.5));
+        assert_eq!(policy.tenant_weights, [(TenantId(7), 3)].into());
+        assert_eq!(Routing::default().policy(), RoutingPolicy::default());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The operator's wishes, as plain values. Each default carries its reason.
 
 use crate::fair_queue::{FairPolicy, TenantId};
+use crate::prefix::PrefixPolicy;
 use std::collections::BTreeMap;
 
 /// The loads that splits are made for.
@@ -117,6 +118,8 @@ pub struct RoutingPolicy {
     pub migrations_per_step: u32,
     /// Tokens of a prefix block, as the engine and whoever names the blocks have them.
     pub block_tokens: u64,
+    /// Bounds of the index of prefixes of a prefill unit.
+    pub prefix: PrefixPolicy,
     /// Requests that may be held at once. Above it a gateway sends faster than any unit drains.
     pub held_max: usize,
     /// Of those, of one tenant. See [`FairPolicy::tenant_held_max`].
@@ -152,6 +155,7 @@ impl Default for RoutingPolicy {
             migrations_per_step: 0,
             // Of SGLang's and vLLM's page sizes the one that long prompts are cached in with V3's attention kernels.
             block_tokens: 64,
+            prefix: PrefixPolicy::default(),
             held_max: fairness.held_max,
             tenant_held_max: fairness.tenant_held_max,
             batch_share: fairness.batch_share,

@@ -11,7 +11,7 @@ use crate::cost_fit::{CostFit, CostModel, FitQuality, StepCost};
 use crate::ids::Rank;
 use crate::policy::RoutingPolicy;
 use crate::prefill::Imbalance;
-use crate::prefix::{PrefixCounters, PrefixIndex, PrefixPolicy};
+use crate::prefix::{PrefixCounters, PrefixIndex};
 use crate::topology::{RANKS_MAX, Role};
 use crate::units::{Millis, Tokens};
 
@@ -107,7 +107,7 @@ impl Router {
             ranks,
             ledger: Ledger::new(ranks),
             holding: Holding::new(&policy)?,
-            prefixes: prefill.then(|| PrefixIndex::new(ranks, PrefixPolicy::default())).transpose()?,
+            prefixes: prefill.then(|| PrefixIndex::new(ranks, policy.prefix)).transpose()?,
             fit: CostFit::new(model),
             policy,
             last: Millis(0),

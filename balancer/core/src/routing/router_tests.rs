@@ -1,12 +1,15 @@
 //! Properties of [`Router`] under any order of events, and its refusals one by one.
 
 use super::*;
-use crate::prefill::Work;
+use crate::prefill::{MICROBATCHES, Work};
+use crate::prefix::PrefixPolicy;
 use crate::routing::{
-    BlockHash, DispatchNumber, EVENTS_MAX, KvChange, Priority, STEPS_MAX, StepReport, TenantId,
+    BlockHash, DispatchNumber, EVENTS_MAX, KvChange, Priority, REFUSED_HELD_FULL, REFUSED_TENANT_HELD_FULL,
+    RankPhase, STEPS_MAX, StepReport, TenantId,
 };
 use proptest::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 const LONG_TOKENS: u64 = 5000;
 /// A long prompt takes 10 rounds by itself.
@@ -99,14 +102,38 @@ fn held(request: u64) -> Decision {
 }
 
 fn chunked() -> RoutingPolicy {
-    RoutingPolicy { round_tokens: Some(ROUND_TOKENS), ..RoutingPolicy::default() }
+    RoutingPolicy { round_tokens: Some(ROUND_TOKENS), ..small() }
+}
+
+/// The defaults with an index that is quick to clone and compare.
+fn small() -> RoutingPolicy {
+    let prefix = PrefixPolicy { blocks_max: 64, expected_max: 16, ..PrefixPolicy::default() };
+    RoutingPolicy { prefix, ..RoutingPolicy::default() }
 }
 
 fn router(role: Role, ranks: u16) -> Router {
-    Router::new(role, ranks, RoutingPolicy::default()).unwrap()
+    Router::new(role, ranks, small()).unwrap()
 }
 
 // ---- Any order of events ---------------------------------------------------------------------------
+
+/// Blocks of a prompt: prompts of one of three families begin alike.
+fn family_blocks(family: u64, prompt: u64) -> Arc<[BlockHash]> {
+    (0..prompt / 64).map(|depth| BlockHash(1000 * (family % 3) + depth)).collect()
+}
+
+/// An arrival of one of three tenants, with blocks.
+fn arrive_of_tenant(request: u64, prompt: u64, cached: u64) -> RoutingEvent {
+    RoutingEvent::Arrive {
+        request: RequestId(request),
+        prompt_tokens: Tokens(prompt),
+        cached_tokens: Tokens(cached),
+        tenant: TenantId((request % 3) as u32),
+        priority: if request.is_multiple_of(4) { Priority::Batch } else { Priority::Interactive },
+        blocks: family_blocks(request / 3, prompt),
+        expected_output: None,
+    }
+}
 
 /// An event before the requests have names.
 #[derive(Debug, Clone)]
@@ -133,6 +160,12 @@ enum Op {
     },
     FirstToken {
         back: usize,
+    },
+    Kv {
+        rank: u16,
+        sequence: u64,
+        family: u64,
+        removed: bool,
     },
     Down(u16),
     Up(u16),
@@ -166,6 +199,9 @@ fn op() -> impl Strategy<Value = Op> {
             |(rank, sequence, kv, requests, back)| Op::Report { rank, sequence, kv, requests, back }
         ),
         3 => (0..30usize).prop_map(|back| Op::FirstToken { back }),
+        3 => (0..4u16, 1..12u64, 0..3u64, any::<bool>()).prop_map(
+            |(rank, sequence, family, removed)| Op::Kv { rank, sequence, family, removed }
+        ),
         2 => (0..4u16).prop_map(Op::Down),
         3 => (0..4u16).prop_map(Op::Up),
         2 => (0..4u16).prop_map(Op::Drain),
@@ -232,7 +268,8 @@ impl Witness {
         match *op {
             Op::Arrive { prompt, cached_percent } => {
                 self.next_request += 1;
-                arrive(self.next_request - 1, prompt, (prompt * cached_percent / 100).min(prompt - 1))
+                let cached = (prompt * cached_percent / 100).min(prompt - 1);
+                arrive_of_tenant(self.next_request - 1, prompt, cached)
             }
             Op::ArriveAgain { back } => arrive(used(back), 7, 3),
             Op::Finish { back } => finish(used(back)),
@@ -244,6 +281,15 @@ impl Witness {
                 report(rank % ranks, sequence, kv, requests, as_of)
             }
             Op::FirstToken { back } => first_token(used(back)),
+            Op::Kv { rank, sequence, family, removed } => {
+                let blocks = family_blocks(family, 2000);
+                let change = if removed {
+                    KvChange::Removed { blocks }
+                } else {
+                    KvChange::Stored { parent: None, blocks }
+                };
+                RoutingEvent::Kv { rank: Rank(rank % ranks), sequence, change }
+            }
             Op::Down(rank) => down(rank % ranks),
             Op::Up(rank) => up(rank % ranks),
             Op::Drain(rank) => drain(rank % ranks),
@@ -336,19 +382,37 @@ impl Witness {
                 answers.remove(place.unwrap_or_else(|| panic!("{decision:?} is not called for")));
             };
             match decision {
-                Decision::Refuse { code, .. } => {
-                    assert_eq!(*code, REFUSED_NO_RANK_UP);
+                Decision::Refuse { code: REFUSED_NO_RANK_UP, .. } => {
                     owed(Answer::Refusal(request));
                     self.counted.refused += 1;
                     continue;
+                }
+                // There are too many: the request itself, or one that was held, is turned away.
+                Decision::Refuse { .. } => {
+                    self.counted.refused += 1;
+                    let known = self.known.remove(&request).expect("only live requests are refused");
+                    assert_eq!(known.rank, None, "a dispatched request is refused");
                 }
                 Decision::Lost { rank, .. } => {
                     owed(Answer::Loss(request, *rank));
                     continue;
                 }
-                Decision::Migrate { .. } => panic!("no policy here migrates"),
+                Decision::Migrate { number, from, to, .. } => {
+                    self.dispatches += 1;
+                    self.counted.migrated += 1;
+                    assert_eq!(number.0, self.dispatches);
+                    assert_eq!(
+                        self.phases[to.index()],
+                        RankPhase::Up,
+                        "{request:?} moves to a rank that takes none"
+                    );
+                    let known = self.known.get_mut(&request).expect("only live requests move");
+                    assert_eq!(known.rank, Some(*from), "a request moves from where it is");
+                    known.rank = Some(*to);
+                }
                 Decision::Hold { .. } => {
-                    assert_eq!(self.role, Role::Prefill, "decode admits at once");
+                    let bounded = self.router.policy.kv_capacity_tokens.is_some();
+                    assert!(self.role == Role::Prefill || bounded, "decode admits at once");
                     assert_eq!(self.known[&request].rank, None, "a dispatched request is held");
                     assert!(answers.contains(&Answer::Any(request)), "{request:?} was held before");
                 }
@@ -359,7 +423,9 @@ impl Witness {
                     assert!(usize::from(*microbatch) < MICROBATCHES);
                 }
             }
-            assert!(!seen.contains(&request), "{request:?} is decided twice in a batch");
+            // A round may give both halves of a rank's dual batch a part of one prompt.
+            let chunk = matches!(decision, Decision::Dispatch { tokens: Some(_), .. });
+            assert!(chunk || !seen.contains(&request), "{request:?} is decided twice in a batch");
             seen.push(request);
             answers.retain(|&answer| answer != Answer::Any(request));
         }
@@ -410,7 +476,10 @@ impl Witness {
         self.batch(0, vec![up(0)]);
         let left: u64 = self.known.values().map(|k| k.uncached - k.given).sum();
         for _ in 0..left.div_ceil(ROUND_TOKENS) + self.known.len() as u64 + 2 {
-            self.batch(0, vec![steps(1), RoutingEvent::Tick]);
+            let ran = self.known.iter().filter(|(_, known)| known.given == known.uncached);
+            let mut events: Vec<RoutingEvent> = ran.map(|(request, _)| first_token(request.0)).collect();
+            events.extend([steps(1), RoutingEvent::Tick]);
+            self.batch(0, events);
         }
         for (request, known) in &self.known {
             assert_eq!(known.uncached, known.given, "{request:?} starves");
@@ -439,15 +508,37 @@ fn check_any_order(role: Role, ranks: u16, policy: &RoutingPolicy, batches: &[(i
     witness.replay(policy);
 }
 
+fn check_decode(policy: &RoutingPolicy, ranks: u16, batches: &[(i64, Vec<Op>)]) {
+    check_any_order(Role::Decode, ranks, policy, batches);
+}
+
 proptest! {
     #[test]
+    fn migrations_lose_nothing_and_double_nothing(ranks in 1..5u16, batches in batches()) {
+        check_decode(&RoutingPolicy { migrations_per_step: 2, ..small() }, ranks, &batches);
+    }
+
+    #[test]
+    fn full_decode_ranks_lose_nothing_and_double_nothing(ranks in 1..5u16, batches in batches()) {
+        let kv_capacity_tokens = Some(LONG_TOKENS);
+        let policy = RoutingPolicy { kv_capacity_tokens, migrations_per_step: 1, ..small() };
+        check_decode(&policy, ranks, &batches);
+    }
+
+    #[test]
+    fn small_cohorts_lose_nothing_and_double_nothing(ranks in 1..5u16, batches in batches()) {
+        let policy = RoutingPolicy { cohort_tokens: Some(600), ..small() };
+        check_any_order(Role::Prefill, ranks, &policy, &batches);
+    }
+
+    #[test]
     fn decode_loses_nothing_and_doubles_nothing(ranks in 1..5u16, batches in batches()) {
-        check_any_order(Role::Decode, ranks, &RoutingPolicy::default(), &batches);
+        check_any_order(Role::Decode, ranks, &small(), &batches);
     }
 
     #[test]
     fn whole_prompts_lose_nothing_and_double_nothing(ranks in 1..5u16, batches in batches()) {
-        check_any_order(Role::Prefill, ranks, &RoutingPolicy::default(), &batches);
+        check_any_order(Role::Prefill, ranks, &small(), &batches);
     }
 
     #[test]
@@ -457,11 +548,13 @@ proptest! {
 
     #[test]
     fn bounds_on_live_and_held_requests_are_kept(batches in batches()) {
-        let policy = RoutingPolicy { held_max: 6, live_max: 9, ..RoutingPolicy::default() };
+        let policy =
+            RoutingPolicy { held_max: 6, tenant_held_max: 4, live_max: 9, ..small() };
         let mut witness = Witness::new(Role::Prefill, 3, &policy);
-        for (elapsed, ops) in &batches {
-            let events = ops.iter().map(|op| witness.name(op)).collect();
-            witness.batch(*elapsed, events);
+        // Event by event: who of a batch is turned away depends on the order of its events.
+        for (elapsed, op) in batches.iter().flat_map(|(elapsed, ops)| ops.iter().map(move |op| (elapsed, op))) {
+            let event = witness.name(op);
+            witness.batch(*elapsed, vec![event]);
             prop_assert!(witness.router.held() <= 6 && witness.router.live() <= 9);
         }
     }
@@ -484,7 +577,7 @@ fn check_error(error: &RoutingError, code: &str, text: &[&str]) {
 
 #[test]
 fn a_router_that_cannot_be_made_says_why() {
-    let policy = RoutingPolicy::default;
+    let policy = small;
     check_not_made(Role::Decode, 0, policy(), "routing_rank_count", &["ranks is 0", "1 to"]);
     check_not_made(Role::Decode, RANKS_MAX + 1, policy(), "routing_rank_count", &["ranks is"]);
     check_not_made(Role::Mixed, 4, policy(), "routing_role_not_routed", &["role is mixed", "register"]);
@@ -499,13 +592,22 @@ fn a_router_that_cannot_be_made_says_why() {
     check(RoutingPolicy { round_tokens: Some(4_194_305), ..policy() }, &["round_tokens is 4194305"]);
     check(RoutingPolicy { held_max: 0, ..policy() }, &["held_max is 0", "1 to 262144"]);
     check(RoutingPolicy { live_max: LIVE_MAX + 1, ..policy() }, &["live_max is 262145"]);
+    check(RoutingPolicy { cohort_tokens: Some(0), ..policy() }, &["cohort_tokens is 0"]);
+    check(RoutingPolicy { kv_capacity_tokens: Some(0), ..policy() }, &["kv_capacity_tokens is 0"]);
+    check(RoutingPolicy { migrations_per_step: 70_000, ..policy() }, &["migrations_per_step is 70000"]);
+    check(RoutingPolicy { block_tokens: 0, ..policy() }, &["block_tokens is 0", "1 to 4096"]);
+    check(RoutingPolicy { batch_share: f64::NAN, ..policy() }, &["batch_share is NaN", "0 to 1"]);
+    check(RoutingPolicy { tenant_held_max: 0, ..policy() }, &["tenant_held_max is 0"]);
+    let prefix = PrefixPolicy { blocks_max: 0, ..PrefixPolicy::default() };
+    check(RoutingPolicy { prefix, ..policy() }, &["blocks_max is 0"]);
+    let tenant_weights = [(TenantId(7), 0)].into();
+    check(RoutingPolicy { tenant_weights, ..policy() }, &["weight is 0", "1 to 65536"]);
 }
 
-/// A unit of four ranks that holds request 1 and at most three; time is 1000 ms.
+/// A unit of four ranks that holds request 1; time is 1000 ms.
 #[track_caller]
 fn check_refused(now: u64, events: &[RoutingEvent], code: &str, text: &[&str]) {
-    let policy = RoutingPolicy { held_max: 3, ..RoutingPolicy::default() };
-    let mut router = Router::new(Role::Prefill, 4, policy).unwrap();
+    let mut router = router(Role::Prefill, 4);
     router.apply(Millis(1000), &[arrive(1, 10, 0)]).unwrap();
     let before = router.clone();
     // Valid events around the bad ones must leave no trace either.
@@ -539,25 +641,61 @@ fn a_batch_with_an_error_names_the_event_the_field_and_the_value() {
     check(step(|step| step.requests = 1 << 25), tokens, &["step requests is 33554432"]);
     check(step(|step| step.kv_tokens.0 = 1 << 51), tokens, &["step kv_tokens is 2251799813685248"]);
     check(step(|step| step.micros = 0), tokens, &["step micros is 0", "1 to 3600000000"]);
-    check(with_blocks(3, 9, 10), tokens, &["event 2", "blocks is 10", "0 to 9"]);
-    check(with_blocks(3, 4_000_000, 65_537), tokens, &["blocks is 65537", "0 to 65536"]);
+    check(with_blocks(3, 191, 3), tokens, &["event 2", "blocks is 3", "0 to 2"]);
+    check(with_blocks(3, 4_194_304, 65_537), tokens, &["blocks is 65537", "0 to 65536"]);
     check_refused(999, &[], "routing_time_backwards", &["now is 999", "1000"]);
     check_refused(1 << 53, &[], "routing_time_too_large", &["now is 9007199254740992", "2^53"]);
-    let full = [arrive(3, 9, 0), arrive(4, 9, 0)];
-    check_refused(1000, &full, "routing_too_many_requests", &["4 held requests", "at most 3"]);
     let endless = vec![RoutingEvent::Tick; EVENTS_MAX];
     check_refused(1000, &endless, "routing_batch_too_large", &["65539 events", "65536"]);
 }
 
+/// The requests that are refused for this code; all other decisions are of other kinds.
+#[track_caller]
+fn refused_for(decisions: &[Decision], code: &str, text: &str) -> Vec<u64> {
+    let refused = decisions.iter().filter_map(|decision| match decision {
+        Decision::Refuse { request, code: found, message } => {
+            assert_eq!(*found, code);
+            assert!(message.contains(text), "{text:?} is not in: {message}");
+            Some(request.0)
+        }
+        _ => None,
+    });
+    refused.collect()
+}
+
 #[test]
 fn running_requests_count_against_the_bound_on_live_ones() {
-    let policy = RoutingPolicy { live_max: 2, ..RoutingPolicy::default() };
+    let policy = RoutingPolicy { live_max: 2, ..small() };
     let mut router = Router::new(Role::Decode, 2, policy).unwrap();
     router.apply(Millis(0), &[arrive(1, 9, 0), arrive(2, 9, 0)]).unwrap();
-    let error = router.apply(Millis(0), &[arrive(3, 9, 0)]).unwrap_err();
-    check_error(&error, "routing_too_many_requests", &["3 live requests", "at most 2"]);
-    router.apply(Millis(0), &[finish(1)]).unwrap();
-    router.apply(Millis(0), &[arrive(3, 9, 0)]).unwrap();
+    let decisions = router.apply(Millis(0), &[arrive(3, 9, 0)]).unwrap();
+    assert_eq!(refused_for(&decisions, REFUSED_LIVE_FULL, "2 requests"), [3]);
+    // What a batch ends makes room in it.
+    let decisions = router.apply(Millis(0), &[finish(1), arrive(3, 9, 0)]).unwrap();
+    assert!(refused_for(&decisions, REFUSED_LIVE_FULL, "").is_empty());
+    assert_eq!((router.live(), router.counters().refused), (2, 1));
+}
+
+#[test]
+fn a_flood_is_turned_away_from_its_own_tenant() {
+    let policy = RoutingPolicy { held_max: 4, tenant_held_max: 3, ..small() };
+    let mut router = Router::new(Role::Prefill, 1, policy).unwrap();
+    let flood: Vec<RoutingEvent> = [1, 7, 10, 13].map(|request| arrive_of_tenant(request, 9, 0)).into();
+    let decisions = router.apply(Millis(0), &flood).unwrap();
+    assert_eq!(refused_for(&decisions, REFUSED_TENANT_HELD_FULL, "tenant 1 holds 3"), [13]);
+    // Tenant 2 finds room as long as it holds less, at the cost of tenant 1.
+    let decisions = router.apply(Millis(0), &[arrive_of_tenant(2, 9, 0), arrive_of_tenant(5, 9, 0)]).unwrap();
+    assert_eq!(refused_for(&decisions, REFUSED_HELD_FULL, "4 requests are held"), [10]);
+    assert_eq!((router.held(), router.live()), (4, 4));
+}
+
+#[test]
+fn a_request_that_no_rank_can_ever_hold_is_refused() {
+    let policy = RoutingPolicy { kv_capacity_tokens: Some(100), ..small() };
+    let mut router = Router::new(Role::Decode, 2, policy).unwrap();
+    let decisions = router.apply(Millis(0), &[arrive(1, 101, 0), arrive(2, 100, 0)]).unwrap();
+    assert_eq!(refused_for(&decisions, "routing_never_fits", "prompt_tokens is 101"), [1]);
+    assert_eq!(decisions[1..], [dispatched(2, 1, 0)]);
 }
 
 // ---- One behaviour each ----------------------------------------------------------------------------
@@ -575,7 +713,7 @@ fn check(router: &mut Router, batches: &[(u64, &[RoutingEvent])], expected: &[De
 #[test]
 fn held_prompts_go_out_when_the_oldest_has_waited_long_enough() {
     let check = |wait: u64, batches: &[(u64, &[RoutingEvent])], expected: &[Decision]| {
-        let policy = RoutingPolicy { cohort_wait_max_ms: wait, ..RoutingPolicy::default() };
+        let policy = RoutingPolicy { cohort_wait_max_ms: wait, ..small() };
         check(&mut Router::new(Role::Prefill, 1, policy).unwrap(), batches, expected);
     };
     let second = Decision::Dispatch {
@@ -653,6 +791,51 @@ fn the_requests_of_a_rank_that_goes_down_come_back() {
 }
 
 #[test]
+fn a_request_that_fits_no_rank_waits_and_nobody_overtakes_it() {
+    let policy = RoutingPolicy { kv_capacity_tokens: Some(100), ..small() };
+    let mut router = Router::new(Role::Decode, 1, policy).unwrap();
+    check(
+        &mut router,
+        &[(0, &[arrive(1, 70, 0), arrive(2, 40, 0), arrive(3, 20, 0)])],
+        &[dispatched(1, 1, 0), held(2), held(3)],
+    );
+    check(&mut router, &[(0, &[steps(5)])], &[]);
+    check(&mut router, &[(0, &[finish(1)])], &[dispatched(2, 2, 0), dispatched(3, 3, 0)]);
+    // One that waits may end.
+    check(&mut router, &[(0, &[arrive(4, 90, 0)])], &[held(4)]);
+    check(&mut router, &[(0, &[finish(4), finish(2), finish(3)])], &[]);
+    assert_eq!((router.live(), router.held()), (0, 0));
+}
+
+#[test]
+fn running_requests_move_where_the_engine_can_move_them() {
+    let policy = RoutingPolicy { migrations_per_step: 1, ..small() };
+    let mut router = Router::new(Role::Decode, 2, policy).unwrap();
+    let eight: Vec<RoutingEvent> = (1..=8).map(|request| arrive(request, 1000, 0)).collect();
+    let decisions = router.apply(Millis(0), &eight).unwrap();
+    let on = |rank| move |d: &&Decision| matches!(d, Decision::Dispatch { rank: r, .. } if *r == Rank(rank));
+    let gone: Vec<RoutingEvent> = decisions.iter().filter(on(0)).map(|d| finish(d.request().0)).collect();
+    router.apply(Millis(0), &gone).unwrap();
+    // Rank 0 is empty: half of what rank 1 has moves, one request a step, and then nothing.
+    let before = router.totals(Rank(1)).unwrap().requests;
+    let mut numbers = Vec::new();
+    for _ in 0..before {
+        let decisions = router.apply(Millis(0), &[steps(1)]).unwrap();
+        assert!(decisions.len() <= 1);
+        numbers.extend(decisions.iter().map(|decision| match decision {
+            Decision::Migrate { number, from: Rank(1), to: Rank(0), .. } => number.0,
+            other => panic!("{other:?}"),
+        }));
+    }
+    assert_eq!(numbers, (9..9 + before / 2).collect::<Vec<_>>());
+    assert_eq!(
+        [0, 1].map(|rank| router.totals(Rank(rank)).unwrap().requests),
+        [before / 2, before.div_ceil(2)]
+    );
+    assert_eq!(router.counters().migrated, before / 2);
+}
+
+#[test]
 fn a_draining_rank_keeps_its_requests_and_gets_no_more_until_it_is_up() {
     let mut router = router(Role::Decode, 2);
     check(&mut router, &[(0, &[arrive(1, 9, 0)]), (0, &[drain(0)])], &[]);
@@ -680,17 +863,25 @@ fn a_draining_rank_keeps_its_requests_and_gets_no_more_until_it_is_up() {
 #[test]
 fn a_prompt_that_began_on_a_draining_rank_ends_there() {
     let mut router = Router::new(Role::Prefill, 2, chunked()).unwrap();
-    let chunk = |number, request, rank| Decision::Dispatch {
-        request: RequestId(request),
-        number: DispatchNumber(number),
-        rank: Rank(rank),
-        microbatch: 0,
-        tokens: Some(Tokens(500)),
-    };
-    let tick = RoutingEvent::Tick;
-    check(&mut router, &[(0, &[arrive(1, 1000, 0), tick.clone()])], &[chunk(1, 1, 0)]);
-    let batch = [steps(1), drain(0), arrive(2, 500, 0), tick];
-    check(&mut router, &[(0, &batch)], &[chunk(2, 1, 0), chunk(3, 2, 1)]);
+    let tick = || RoutingEvent::Tick;
+    router.apply(Millis(0), &[arrive(1, 5000, 0), tick()]).unwrap();
+    let pinned = router.ledger.rank_of(RequestId(1)).unwrap();
+    let begun = router.totals(pinned).unwrap().outstanding.tokens;
+    router.apply(Millis(0), &[drain(pinned.0), arrive(2, 300, 0)]).unwrap();
+    let mut given = begun;
+    while given < 5000 {
+        for decision in router.apply(Millis(0), &[steps(1), tick()]).unwrap() {
+            match decision {
+                Decision::Dispatch { request: RequestId(1), rank, tokens, .. } => {
+                    assert_eq!(rank, pinned);
+                    given += tokens.unwrap().0;
+                }
+                Decision::Dispatch { request: RequestId(2), rank, .. } => assert_ne!(rank, pinned),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert_eq!(router.held(), 0);
 }
 
 /// Rank 0 of a decode unit has requests 1 and 2, of 100 tokens each, and ten steps have run; then it
@@ -771,6 +962,71 @@ fn a_correction_moves_the_next_admission() {
 }
 
 #[test]
+fn a_prompt_joins_the_rank_that_has_its_prefix() {
+    let mut router = router(Role::Prefill, 4);
+    let tick = RoutingEvent::Tick;
+    let family: Vec<u64> = family_blocks(1, 2048).iter().map(|block| block.0).collect();
+    // The stored blocks are known; request 3 is of family 1, and all but its last 48 tokens are there.
+    let decisions =
+        router.apply(Millis(0), &[kv(2, 1, &family), arrive_of_tenant(3, 2096, 0), tick.clone()]).unwrap();
+    assert!(matches!(decisions[..], [Decision::Dispatch { rank: Rank(2), .. }]), "{decisions:?}");
+    assert_eq!(router.totals(Rank(2)).unwrap().outstanding, Work::of(2048, 48));
+    // So are those of a prompt that is on its way, until the rank goes down.
+    let batch = [first_token(3), finish(3), arrive_of_tenant(4, 2096, 0), tick.clone()];
+    let decisions = router.apply(Millis(0), &batch).unwrap();
+    assert!(matches!(decisions[..], [Decision::Dispatch { rank: Rank(2), .. }]), "{decisions:?}");
+    let batch = [down(2), up(2), arrive_of_tenant(5, 2096, 0), tick];
+    let decisions = router.apply(Millis(0), &batch).unwrap();
+    assert!(matches!(decisions[..], [Decision::Lost { .. }, Decision::Dispatch { rank: Rank(0), .. }]));
+}
+
+#[test]
+fn prompts_stay_held_until_ranks_have_room_and_tenants_take_turns() {
+    let tenant_weights = [(TenantId(1), 2)].into();
+    let policy = RoutingPolicy { cohort_tokens: Some(100), tenant_weights, ..small() };
+    let mut router = Router::new(Role::Prefill, 1, policy).unwrap();
+    let tick = RoutingEvent::Tick;
+    // Tenant 0 floods first, then come 20 prompts of tenant 1; all interactive, of 50 tokens.
+    let flood = (1..200).filter(|r| r % 3 == 0 && r % 4 != 0).take(20);
+    let later = (1..200).filter(|r| r % 3 == 1 && r % 4 != 0).take(20);
+    let arrivals: Vec<RoutingEvent> = flood.chain(later).map(|r| arrive_of_tenant(r, 50, 0)).collect();
+    router.apply(Millis(0), &arrivals).unwrap();
+    let mut served = Vec::new();
+    let mut running: Vec<u64> = Vec::new();
+    while served.len() < 12 {
+        let events: Vec<RoutingEvent> = running.drain(..).map(finish).chain([tick.clone()]).collect();
+        let decisions = router.apply(Millis(0), &events).unwrap();
+        assert_eq!(decisions.len(), 2, "100 tokens are two prompts");
+        running.extend(decisions.iter().map(|d| d.request().0));
+        served.extend(running.iter().map(|request| request % 3));
+    }
+    // Nothing goes out while the ranks have what they need.
+    assert_eq!(router.apply(Millis(0), &[tick]).unwrap(), []);
+    let of_tenant_1 = served.iter().filter(|&&tenant| tenant == 1).count();
+    assert!((7..=9).contains(&of_tenant_1), "two thirds of 12, to within a prompt: {served:?}");
+}
+
+#[test]
+fn step_reports_teach_what_a_step_costs() {
+    let mut router = router(Role::Prefill, 1);
+    let learnt = |router: &Router| router.step_cost_quality().samples;
+    let known = |sequence, micros| {
+        let tokens = Tokens(1000 + sequence % 7 * 300);
+        let step = StepReport { tokens, pairs: 1000, requests: 1, kv_tokens: Tokens(0), micros };
+        let (as_of, kv_used_tokens) = (None, Tokens(0));
+        RoutingEvent::Report { rank: Rank(0), sequence, as_of, kv_used_tokens, requests: 0, step: Some(step) }
+    };
+    for sequence in 1..=400 {
+        let micros = 90 * (1000 + sequence % 7 * 300);
+        router.apply(Millis(0), &[known(sequence, micros)]).unwrap();
+    }
+    assert_eq!(learnt(&router), 400);
+    assert!((80.0..100.0).contains(&router.step_cost().token_us), "{:?}", router.step_cost());
+    router.apply(Millis(0), &[known(400, 1)]).unwrap();
+    assert_eq!(learnt(&router), 400, "a repeated report teaches nothing");
+}
+
+#[test]
 fn a_first_token_ends_the_prefill_work_of_its_prompt() {
     let mut router = router(Role::Prefill, 1);
     let tick = RoutingEvent::Tick;
@@ -798,19 +1054,20 @@ fn steps_beyond_any_life_of_a_unit_do_not_overflow() {
 #[test]
 fn chunks_of_a_round_follow_when_the_ranks_have_run() {
     let mut router = Router::new(Role::Prefill, 1, chunked()).unwrap();
-    let chunk = |number, tokens| Decision::Dispatch {
-        request: RequestId(1),
-        number: DispatchNumber(number),
-        rank: Rank(0),
-        microbatch: 0,
-        tokens: Some(Tokens(tokens)),
-    };
     let tick = RoutingEvent::Tick;
-    check(&mut router, &[(0, &[arrive(1, 1300, 100), tick.clone()])], &[chunk(1, 500)]);
-    // The rank is busy with the first round.
-    check(&mut router, &[(0, std::slice::from_ref(&tick))], &[]);
-    check(&mut router, &[(0, &[steps(1), tick.clone()])], &[chunk(2, 500)]);
-    check(&mut router, &[(0, &[steps(1), tick.clone()])], &[chunk(3, 200)]);
-    check(&mut router, &[(0, &[steps(1), finish(1), tick])], &[]);
-    assert_eq!((router.live(), router.counters().dispatched, router.counters().cohorts), (0, 1, 3));
+    router.apply(Millis(0), &[arrive(1, 1300, 100)]).unwrap();
+    let mut rounds = 0;
+    loop {
+        let before = router.totals(Rank(0)).unwrap().outstanding.tokens;
+        router.apply(Millis(0), &[steps(1), tick.clone()]).unwrap();
+        let given = router.totals(Rank(0)).unwrap().outstanding.tokens;
+        assert!(given <= ROUND_TOKENS && (given > 0 || before > 0), "round {rounds}: {given} tokens");
+        if given == 0 {
+            break;
+        }
+        rounds += 1;
+    }
+    assert_eq!((rounds, router.counters().dispatched), (3, 1));
+    check(&mut router, &[(0, &[finish(1), tick])], &[]);
+    assert_eq!(router.live(), 0);
 }

@@ -7,6 +7,7 @@
 mod chunked;
 mod contenders;
 mod decode;
+mod decisions;
 mod figures;
 mod goals;
 mod layout;
@@ -40,6 +41,7 @@ enum Part {
     Chunked,
     Traces,
     Decode,
+    Decisions,
 }
 
 impl Part {
@@ -49,6 +51,7 @@ impl Part {
             Part::Chunked => chunked::TITLE,
             Part::Traces => traces::TITLE,
             Part::Decode => decode::TITLE,
+            Part::Decisions => decisions::TITLE,
         }
     }
 
@@ -58,6 +61,7 @@ impl Part {
             Part::Chunked => chunked::run(seeds, figures),
             Part::Traces => traces::run(seeds, figures),
             Part::Decode => decode::run(seeds, figures),
+            Part::Decisions => decisions::run(seeds, figures),
         }
     }
 
@@ -67,6 +71,7 @@ impl Part {
             Part::Chunked => chunked::goals(figures),
             Part::Traces => traces::goals(figures),
             Part::Decode => decode::goals(figures),
+            Part::Decisions => decisions::goals(figures),
         }
     }
 }

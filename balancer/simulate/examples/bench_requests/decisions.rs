@@ -1,0 +1,150 @@
+//! What a decision costs: whole batches through the router, on one core.
+
+use crate::figures::Figures;
+use crate::goals::{Bound, Goal};
+use crate::layout::{new_table, right};
+use comfy_table::{Cell, Table};
+use evenkeel_core::policy::RoutingPolicy;
+use evenkeel_core::prefill::Prompt;
+use evenkeel_core::routing::{RequestId, Router, RoutingEvent};
+use evenkeel_core::topology::Role;
+use evenkeel_core::units::{Millis, Tokens};
+use evenkeel_simulate::prompts::{PromptMix, Prompts};
+use std::hint::black_box;
+use std::time::Instant;
+
+pub(crate) const TITLE: &str = "DECISIONS  batches through the router, synthetic, one core. Decode: each batch a step, as many finish as arrive, 128 requests a rank; the best of 5 turns.\nCohorts: the tick that sends all held prompts out, two microbatches a rank; median of 15 routers. Bytes: of the ledger's tables, allocated, over live requests.";
+
+const OURS: &str = "Evenkeel";
+const DECODE_RANKS: u16 = 144;
+/// Requests of a decode rank.
+const REQUESTS_PER_RANK: u64 = 128;
+/// (arrivals of a batch, migrations a step): a step's worth, one at a time, and with moves.
+const DECODE: [(u64, u32); 3] = [(18, 0), (1, 0), (18, 1)];
+/// Admissions of a turn.
+const ADMISSIONS: u64 = 100_000;
+const TURNS: usize = 5;
+/// (ranks, prompts, bound in ms).
+const COHORTS: [(u16, usize, f64); 2] = [(32, 1024, 0.8), (320, 5120, 3.0)];
+const COHORT_TURNS: usize = 15;
+
+fn decode_case((arrivals, migrations): (u64, u32)) -> String {
+    format!("decode, {DECODE_RANKS} ranks, {arrivals} a batch, {migrations} moves a step")
+}
+
+fn cohort_case((ranks, prompts, _): (u16, usize, f64)) -> String {
+    format!("cohort of {prompts} on {ranks} ranks")
+}
+
+pub(crate) fn run(seeds: &[u64], figures: &mut Figures) -> Table {
+    let seed = seeds.first().copied().unwrap_or(4);
+    let mut table = new_table(&["case", "figure", "value"]);
+    let mut row = |case: String, quantity: &str, value: f64| {
+        figures.record(&case, OURS, quantity, value);
+        let digits = if value < 100.0 { 3 } else { 0 };
+        table.add_row([Cell::new(case), Cell::new(quantity), right(format!("{value:.digits$}"))]);
+    };
+    for case in DECODE {
+        let (rate, bytes) = decode(case, seed);
+        row(decode_case(case), "admissions/s", rate);
+        row(decode_case(case), "bytes per live request", bytes);
+    }
+    for case in COHORTS {
+        let (tick, arrivals) = cohort(case, seed);
+        row(cohort_case(case), "ms, the tick", tick);
+        row(cohort_case(case), "ms, the arrivals", arrivals);
+    }
+    table
+}
+
+pub(crate) fn goals(figures: &Figures) -> Vec<Goal> {
+    let goal = |case: &str, quantity, bound, value| {
+        Goal::of(figures, (case, OURS, quantity), bound, value, |_| false)
+    };
+    let mut goals = Vec::new();
+    for case in DECODE.map(decode_case) {
+        goals.push(goal(&case, "admissions/s", Bound::AtLeast, 200_000.0));
+        goals.push(goal(&case, "bytes per live request", Bound::AtMost, 256.0));
+    }
+    for case in COHORTS {
+        goals.push(goal(&cohort_case(case), "ms, the tick", Bound::AtMost, case.2));
+    }
+    goals
+}
+
+/// Arrivals of endless prompts, numbered from 1.
+fn arrivals(seed: u64) -> impl Iterator<Item = RoutingEvent> {
+    let arrive = |(request, prompt): (u64, Prompt)| {
+        let tokens = Tokens(prompt.context + prompt.remaining);
+        RoutingEvent::arrive(RequestId(request), tokens, Tokens(prompt.context))
+    };
+    (1..).zip(Prompts::new(PromptMix::WHOLE, seed)).map(arrive)
+}
+
+/// Admissions a second and bytes per live request.
+fn decode((per_batch, migrations_per_step): (u64, u32), seed: u64) -> (f64, f64) {
+    let policy = RoutingPolicy { migrations_per_step, ..RoutingPolicy::default() };
+    let mut router = Router::new(Role::Decode, DECODE_RANKS, policy).expect("a valid unit");
+    let mut arrivals = arrivals(seed);
+    let live = u64::from(DECODE_RANKS) * REQUESTS_PER_RANK;
+    let fill: Vec<RoutingEvent> = arrivals.by_ref().take(live as usize).collect();
+    router.apply(Millis(0), &fill).expect("a valid batch");
+    // Requests leave in a scattered order: number n leaves about `live` after it came.
+    let mut leaving = scattered(live);
+    let mut best = 0.0f64;
+    for _ in 0..TURNS {
+        let batches: Vec<Vec<RoutingEvent>> = (0..ADMISSIONS / per_batch)
+            .map(|_| {
+                let mut batch = vec![RoutingEvent::Steps { count: 1 }];
+                let finishes = leaving.by_ref().take(per_batch as usize);
+                batch.extend(finishes.map(|request| RoutingEvent::Finish { request: RequestId(request) }));
+                batch.extend(arrivals.by_ref().take(per_batch as usize));
+                batch
+            })
+            .collect();
+        let began = Instant::now();
+        for batch in &batches {
+            black_box(router.apply(Millis(0), batch).expect("a valid batch"));
+        }
+        best = best.max((batches.len() as u64 * per_batch) as f64 / began.elapsed().as_secs_f64());
+    }
+    assert_eq!(router.counters().unknown_finishes, 0, "every request left once");
+    (best, router.ledger_bytes() as f64 / router.live() as f64)
+}
+
+/// 1, 2, 3, ... with every run of `span` numbers in a scattered order.
+fn scattered(span: u64) -> impl Iterator<Item = u64> {
+    // A step that is coprime to the span visits each number of it once.
+    let gcd = |mut a: u64, mut b: u64| {
+        while b > 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    };
+    let step = (span / 3..).find(|&step| gcd(step, span) == 1).expect("there is a prime");
+    (0..).flat_map(move |run: u64| (0..span).map(move |i| 1 + run * span + i * step % span))
+}
+
+/// Milliseconds of the tick and of the arrivals before it, medians.
+fn cohort((ranks, prompts, _): (u16, usize, f64), seed: u64) -> (f64, f64) {
+    let batch: Vec<RoutingEvent> = arrivals(seed).take(prompts).collect();
+    let (mut ticks, mut holds) = (Vec::new(), Vec::new());
+    for _ in 0..COHORT_TURNS {
+        let mut router = Router::new(Role::Prefill, ranks, RoutingPolicy::default()).expect("a valid unit");
+        let mut timed = |events: &[RoutingEvent]| {
+            let began = Instant::now();
+            let decisions = router.apply(Millis(0), events).expect("a valid batch");
+            let elapsed = began.elapsed().as_secs_f64() * 1e3;
+            assert_eq!(decisions.len(), prompts, "each prompt is held, then dispatched");
+            elapsed
+        };
+        holds.push(timed(&batch));
+        ticks.push(timed(&[RoutingEvent::Tick]));
+    }
+    (median(ticks), median(holds))
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
