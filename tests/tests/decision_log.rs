@@ -92,7 +92,7 @@ fn what_a_killed_balancer_recorded_replays_with_equal_decisions() {
     let files = rig.recordings();
     wait_for_request(&files[1], 179);
     assert_eq!(fs::read(&file).expect("is there"), before);
-    rig.stop();
+    rig.kill_balancer();
     assert_eq!(check_equal(&files)["batches"], 80);
 
     // A pipe does as well, and one changed decision is found.

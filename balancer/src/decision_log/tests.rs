@@ -432,6 +432,28 @@ fn what_does_not_fit_the_queue_is_a_gap_after_which_the_recording_goes_on() {
 }
 
 #[test]
+fn a_state_is_read_as_it_was_written() {
+    for role in [Role::Prefill, Role::Decode] {
+        let mut router = router(role);
+        for (number, (at, events)) in traffic(9, 4, 300).into_iter().enumerate() {
+            // A batch that is refused leaves a state as well.
+            let _ = router.apply(at, &events);
+            if number % 50 == 49 {
+                let mut text = Vec::from(HEADER);
+                lines::write_state(&mut text, at, "u", &router).unwrap();
+                let mut read = Lines::new("in".to_owned(), &text[..]);
+                read.next().unwrap();
+                let Ok(Some(lines::Line::State { router: found, .. })) = read.next() else {
+                    panic!("no state")
+                };
+                assert_eq!(*found, router);
+            }
+        }
+        assert!(router.live() > 0);
+    }
+}
+
+#[test]
 fn a_state_that_was_damaged_or_is_of_another_version_is_refused() {
     let mut text = Vec::new();
     lines::write_state(&mut text, Millis(5), "u", &router(Role::Decode)).unwrap();
