@@ -9,6 +9,7 @@ mod contenders;
 mod figures;
 mod goals;
 mod layout;
+mod staleness;
 mod traces;
 mod whole;
 
@@ -38,6 +39,7 @@ enum Part {
     Whole,
     Chunked,
     Traces,
+    Staleness,
 }
 
 impl Part {
@@ -46,6 +48,7 @@ impl Part {
             Part::Whole => whole::TITLE,
             Part::Chunked => chunked::TITLE,
             Part::Traces => traces::TITLE,
+            Part::Staleness => staleness::TITLE,
         }
     }
 
@@ -54,6 +57,7 @@ impl Part {
             Part::Whole => whole::run(seeds, figures),
             Part::Chunked => chunked::run(seeds, figures),
             Part::Traces => traces::run(seeds, figures),
+            Part::Staleness => staleness::run(seeds, figures),
         }
     }
 
@@ -62,6 +66,7 @@ impl Part {
             Part::Whole => whole::goals(figures),
             Part::Chunked => chunked::goals(figures),
             Part::Traces => traces::goals(figures),
+            Part::Staleness => staleness::goals(figures),
         }
     }
 }
