@@ -11,6 +11,7 @@ mod decisions;
 mod figures;
 mod goals;
 mod layout;
+mod staleness;
 mod traces;
 mod whole;
 
@@ -42,6 +43,7 @@ enum Part {
     Traces,
     Decode,
     Decisions,
+    Staleness,
 }
 
 impl Part {
@@ -52,6 +54,7 @@ impl Part {
             Part::Traces => traces::TITLE,
             Part::Decode => decode::TITLE,
             Part::Decisions => decisions::TITLE,
+            Part::Staleness => staleness::TITLE,
         }
     }
 
@@ -62,6 +65,7 @@ impl Part {
             Part::Traces => traces::run(seeds, figures),
             Part::Decode => decode::run(seeds, figures),
             Part::Decisions => decisions::run(seeds, figures),
+            Part::Staleness => staleness::run(seeds, figures),
         }
     }
 
@@ -72,6 +76,7 @@ impl Part {
             Part::Traces => traces::goals(figures),
             Part::Decode => decode::goals(figures),
             Part::Decisions => decisions::goals(figures),
+            Part::Staleness => staleness::goals(figures),
         }
     }
 }

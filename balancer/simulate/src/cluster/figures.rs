@@ -34,7 +34,8 @@ impl Spread {
         let sum: f64 = values.iter().map(|&value| f64::from(value)).sum();
         Self {
             count: count as u64,
-            mean: sum / count.max(1) as f64,
+            // An empty sum is -0.
+            mean: sum / count.max(1) as f64 + 0.0,
             p50: at(0.5),
             p90: at(0.9),
             p99: at(0.99),
@@ -111,7 +112,8 @@ pub struct Figures {
     pub fates: Fates,
     /// Of the measured requests.
     pub measured: Fates,
-    /// First tokens, ms after the arrival.
+    /// First tokens, ms after the arrival. A request that still waits for it counts with what it has waited: a policy that serves
+    /// nobody is not fast.
     pub ttft_ms: Spread,
     /// Mean time of a request's further tokens, ms. The hand-off and waiting for decode count.
     pub tpot_ms: Spread,
@@ -308,6 +310,11 @@ impl Course {
         (self.first_token_us > 0).then(|| self.first_token_us - self.arrived_us)
     }
 
+    /// The time to the first token, or how long it has been waited for.
+    fn waited_us(&self, now_us: u64) -> Option<u64> {
+        self.ttft_us().or_else(|| (self.fate == Fate::Open).then(|| now_us - self.arrived_us))
+    }
+
     fn tpot_us(&self) -> Option<f64> {
         let further = self.output_tokens.checked_sub(1).filter(|&further| further > 0)?;
         (self.fate == Fate::Finished).then(|| (self.ended_us - self.first_token_us) as f64 / further as f64)
@@ -328,10 +335,10 @@ fn fates<'a>(courses: impl Iterator<Item = &'a Course>) -> Fates {
     fates
 }
 
-/// The figures of requests; `generates`: whether outputs were simulated.
+/// The figures of requests, measured from `warm_up_us` to `end_us`, at `now_us`; `generates`: whether outputs were simulated.
 pub(super) fn of_courses(
     courses: &[Course],
-    (warm_up_us, end_us): (u64, u64),
+    (warm_up_us, end_us, now_us): (u64, u64, u64),
     objectives: &Objectives,
     generates: bool,
 ) -> Figures {
@@ -365,7 +372,7 @@ pub(super) fn of_courses(
         fates: all,
         measured: of_measured,
         ttft_ms: Spread::of(
-            measured().filter_map(Course::ttft_us).map(|us| (us as f64 / 1e3) as f32).collect(),
+            measured().filter_map(|c| c.waited_us(now_us)).map(|us| (us as f64 / 1e3) as f32).collect(),
         ),
         tpot_ms: Spread::of(
             measured()
@@ -414,8 +421,17 @@ mod tests {
         let late = Course { first_token_us: 2_100_011, ended_us: 2_500_010, ..met };
         let slow = Course { ended_us: 2_500_020, ..met };
         let cached = Course { hit: 990, first_token_us: 2_001_011, ..met };
-        let figures = of_courses(&[met, late, slow, cached], (0, 4_000_000), &Objectives::default(), true);
+        let figures =
+            of_courses(&[met, late, slow, cached], (0, 4_000_000, 4_000_000), &Objectives::default(), true);
         assert_eq!((figures.ttft_met, figures.tpot_met, figures.goodput_part), (0.5, 0.75, 0.25));
         assert_eq!((figures.goodput_per_s, figures.hit_tokens), (0.25, 990));
+    }
+
+    #[test]
+    fn who_still_waits_for_a_first_token_counts_with_the_time_so_far() {
+        let waits = Course { arrived_us: 1_000, prompt_tokens: 10, output_tokens: 1, ..Course::default() };
+        let refused = Course { fate: Fate::Refused, ..waits };
+        let figures = of_courses(&[waits, refused], (0, 2_000, 9_000), &Objectives::default(), true);
+        assert_eq!((figures.ttft_ms.count, figures.ttft_ms.max, figures.ttft_met), (1, 8.0, 0.0));
     }
 }

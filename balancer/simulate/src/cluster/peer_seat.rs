@@ -37,6 +37,13 @@ impl PeerSeat {
         }
     }
 
+    /// Hears from the ranks at this interval instead of its own; not 0.
+    #[must_use]
+    pub fn hearing_every(mut self, interval_us: u64) -> Self {
+        self.interval_us = interval_us.max(1);
+        self
+    }
+
     fn hear(&mut self, now_us: u64, view: &mut UnitView<'_>) {
         while let Some(news) = view.next_change(now_us.saturating_sub(self.kv_event_delay_us)) {
             let cached = &mut self.cached[usize::from(news.rank)];

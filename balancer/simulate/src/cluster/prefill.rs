@@ -244,6 +244,17 @@ impl PrefillUnit {
         for index in 0..self.ranks.len() {
             let Rank { queue, cache, batch, work, own_us } = &mut self.ranks[index];
             self.steps[index] = RankStep { work: *work, own_us: *own_us };
+            // Before the batch: what got a chunk is in the queue by now, and what has used it up is parked anew below.
+            self.parked[index].retain(|id| {
+                let Some(prompt) = self.prompts.get_mut(id) else { return false };
+                prompt.waited += 1;
+                if !prompt.queued && prompt.waited > PATIENCE_STEPS {
+                    prompt.allowed = u64::MAX;
+                    prompt.queued = true;
+                    queue.push_back(*id);
+                }
+                !prompt.queued
+            });
             let requests = batch.len() as u32;
             let mut kv_tokens = 0;
             let mut log = Log { now_us, rank: index as u16, news: &mut self.cache_news };
@@ -265,16 +276,6 @@ impl PrefillUnit {
                 }
             }
             queue.retain(|id| self.prompts[id].queued);
-            self.parked[index].retain(|id| {
-                let Some(prompt) = self.prompts.get_mut(id) else { return false };
-                prompt.waited += 1;
-                if !prompt.queued && prompt.waited > PATIENCE_STEPS {
-                    prompt.allowed = u64::MAX;
-                    prompt.queued = true;
-                    queue.push_back(*id);
-                }
-                !prompt.queued
-            });
             let sample = StepSample {
                 tokens: work.tokens,
                 pairs: work.attention,

@@ -550,7 +550,7 @@ impl<'a> Run<'a> {
     }
 
     fn figures(mut self) -> Figures {
-        let window = (self.setup.warm_up_us, self.setup.end_us);
+        let window = (self.setup.warm_up_us, self.setup.end_us, self.now_us);
         let generates = self.units.len() > self.prefill_units;
         let mut figures = of_courses(&self.courses, window, &self.setup.objectives, generates);
         let mut names: Vec<String> = Vec::new();
