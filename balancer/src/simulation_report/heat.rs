@@ -18,7 +18,7 @@ fn class(ratio: f64) -> usize {
 }
 
 /// `[moments][ranks]` as `[lines][columns]` of load over the moment's mean; 1 where there is no load at all.
-fn ratios(series: &[Vec<f32>]) -> Vec<Vec<f64>> {
+pub(super) fn ratios(series: &[Vec<f32>]) -> Vec<Vec<f64>> {
     let (moments, ranks) = (series.len(), series.first().map_or(0, Vec::len));
     let (columns, lines) = (moments.min(COLUMNS_MAX), ranks.min(LINES_MAX));
     let mut map = vec![vec![0.0f64; columns]; lines];

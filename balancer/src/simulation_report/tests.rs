@@ -107,7 +107,10 @@ fn the_json_on_the_page_is_the_json() {
     let found: serde_json::Value = serde_json::from_str(json).expect("JSON");
     assert_eq!(found, report.json());
     assert_eq!(found["policies"][0]["policy"], "evenkeel");
-    assert_eq!(found["policies"][2]["decode"]["series"]["requests"].as_array().map(Vec::len), Some(240));
+    assert_eq!(
+        found["policies"][2]["decode"]["series"]["requests"]["max"].as_array().map(Vec::len),
+        Some(240)
+    );
     assert_eq!(found["simulated"], true);
 }
 

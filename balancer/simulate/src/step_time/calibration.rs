@@ -180,6 +180,14 @@ pub struct Line {
     pub modelled: f64,
 }
 
+impl Line {
+    /// The model over what was stated, less 1; to a tenth of a percent.
+    pub fn error_percent(&self) -> f64 {
+        // 0 is added to what was rounded so that there is no -0.0.
+        (1000.0 * (self.modelled / self.point.stated - 1.0)).round() / 10.0 + 0.0
+    }
+}
+
 /// The model beside everything that was stated.
 pub fn table(calibration: Calibration) -> Vec<Line> {
     let model = DeepSeekV3::new(calibration);
