@@ -142,7 +142,7 @@ fn units(
         (second, |pool: &PoolFigures| pool.second_imbalance),
     ] {
         let title = format!("Max over mean of the ranks' {what}, step by step");
-        section += &spread(report, &title, 1.0, None, |run| pool(run).map(of).unwrap_or_default());
+        plots += &spread(report, &title, 1.0, None, |run| pool(run).map(of).unwrap_or_default());
     }
     plots += &distribution(report, pool, [first, second]);
     section += &format!("<div class=\"pair\">{plots}</div>");

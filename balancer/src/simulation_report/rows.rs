@@ -68,13 +68,13 @@ pub(super) fn bars(title: &str, unit: &str, rows: &[(Name<'_>, f64, f64)]) -> St
     let axis = Axis::from_zero(rows.iter().map(|row| row.1 + row.2), left, width);
     let mut frame = Frame::new(title, rows.len(), (axis, left), unit, None);
     for (row, &(name, value, further)) in rows.iter().enumerate() {
-        let y = frame.name(row, name, &format!("{}{unit}", number(value)));
+        let y = frame.name(row, name, &format!("{value:.1}{unit}"));
         let end = frame.axis.at(value);
-        let hint = format!("{}: {}{unit}", name.text, number(value));
+        let hint = format!("{}: {value:.1}{unit}", name.text);
         frame.svg.rect(name.class("ours", "peer"), (left, y - 6.0), (end - left, 12.0), &hint);
         if further > 0.0 {
             let more = frame.axis.at(value + further) - end;
-            let hint = format!("{}: {}{unit} more", name.text, number(further));
+            let hint = format!("{}: {further:.1}{unit} more", name.text);
             frame.svg.rect(name.class("ours-soft", "peer-soft"), (end, y - 6.0), (more, 12.0), &hint);
         }
     }
