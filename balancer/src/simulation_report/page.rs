@@ -150,31 +150,34 @@ fn units(
     section + &folded(report, &report.pool(pool))
 }
 
-/// Max over mean of the moments of a series that have load.
-fn imbalances(series: &[Vec<f32>]) -> Vec<f64> {
+/// Max over mean of the measured moments that have load.
+fn imbalances(at_ms: &[f64], from_ms: f64, series: &[Vec<f32>]) -> Vec<f64> {
     let of = |loads: &Vec<f32>| {
         let sum: f64 = loads.iter().map(|&load| f64::from(load)).sum();
         let most = loads.iter().copied().fold(0.0f32, f32::max);
         (sum > 0.0).then(|| f64::from(most) * loads.len() as f64 / sum)
     };
-    series.iter().filter_map(of).collect()
+    let measured = at_ms.iter().zip(series).filter(|&(&at_ms, _)| at_ms >= from_ms);
+    measured.filter_map(|(_, loads)| of(loads)).collect()
 }
 
 fn distribution(report: &Report, pool: fn(&Run) -> Option<&PoolFigures>, whats: [&str; 2]) -> String {
     let mut section = String::new();
     for (which, what) in whats.into_iter().enumerate() {
         let values = |run: &Run| {
-            pool(run).map_or(Vec::new(), |pool| {
-                imbalances(if which == 0 { &pool.series.tokens } else { &pool.series.second })
-            })
+            let series = |pool: &PoolFigures| {
+                let loads = if which == 0 { &pool.series.tokens } else { &pool.series.second };
+                imbalances(&pool.series.at_ms, report.measured_from_ms, loads)
+            };
+            pool(run).map_or(Vec::new(), series)
         };
         let rows: Vec<_> = names(report).map(|(name, run)| (name, values(run))).collect();
         if rows.iter().all(|(_, values)| values.is_empty()) {
             continue;
         }
         let title = format!("Distribution of max over mean of the ranks' {what}");
-        let caption = "Part of the moments of the run (not only the measured time) at which max over mean was at most so high. The \
-                       dashed line is the peer with the most goodput.";
+        let caption = "Part of the measured moments at which max over mean was at most so high. The dashed line is the peer \
+                       with the most goodput.";
         section += &plot(&title, &lines::distributions(&title, 1.0, &rows), caption);
     }
     section

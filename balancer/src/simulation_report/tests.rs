@@ -60,6 +60,7 @@ fn report(policies: usize) -> Report {
         version: "0",
         inputs: vec![("trace", "t.jsonl".into())],
         notes: vec!["jitter of 3 s".into()],
+        measured_from_ms: 10_000.0,
         objectives: Objectives::default(),
         calibration: Calibration::Service,
         calibration_lines: calibration::table(Calibration::Service),

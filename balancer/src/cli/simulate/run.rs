@@ -77,6 +77,7 @@ pub(super) fn run(
         version: env!("CARGO_PKG_VERSION"),
         inputs: [arrivals.inputs, described(&setup, common)].concat(),
         notes: arrivals.notes,
+        measured_from_ms: setup.warm_up_us as f64 / 1e3,
         objectives: setup.objectives,
         calibration,
         calibration_lines: table(calibration),
