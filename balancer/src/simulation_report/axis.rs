@@ -89,7 +89,7 @@ pub(crate) fn number(value: f64) -> String {
     let text = match magnitude {
         _ if magnitude >= 1e9 => return format!("{:.3}G", value / 1e9),
         _ if magnitude >= 1e6 => return format!("{}M", number(value / 1e6)),
-        _ if magnitude >= 1e4 => return format!("{}k", number(value / 1e3)),
+        _ if magnitude >= 1e5 => return format!("{}k", number(value / 1e3)),
         _ if magnitude >= 100.0 => format!("{value:.0}"),
         _ if magnitude >= 10.0 => format!("{value:.1}"),
         _ => format!("{value:.3}"),
@@ -113,7 +113,8 @@ mod tests {
         check(12.34, "12.3");
         check(100.0, "100");
         check(1234.4, "1234");
-        check(20_000.0, "20k");
+        check(20_000.0, "20000");
+        check(700_000.0, "700k");
         check(1_500_000.0, "1.5M");
     }
 

@@ -18,7 +18,7 @@ fn class(ratio: f64) -> usize {
 }
 
 /// `[moments][ranks]` as `[lines][columns]` of load over the moment's mean; 1 where there is no load at all.
-fn ratios(series: &[Vec<f32>]) -> Vec<Vec<f64>> {
+pub(super) fn ratios(series: &[Vec<f32>]) -> Vec<Vec<f64>> {
     let (moments, ranks) = (series.len(), series.first().map_or(0, Vec::len));
     let (columns, lines) = (moments.min(COLUMNS_MAX), ranks.min(LINES_MAX));
     let mut map = vec![vec![0.0f64; columns]; lines];
@@ -61,10 +61,10 @@ pub(super) fn map(name: &str, ours: bool, figure: &str, series: &[Vec<f32>]) -> 
 
 /// What the colours mean.
 pub(super) fn legend() -> String {
-    let mut svg = Svg::new(620.0, 18.0, "Colours: load over the mean of the moment");
+    let mut svg = Svg::new(630.0, 22.0, "Colours: load over the mean of the moment");
     svg.text("", (0.0, 13.0), Anchor::Start, "load over mean:");
     for class in 0..=CLASSES.len() {
-        let x = 92.0 + 66.0 * class as f64;
+        let x = 98.0 + 66.0 * class as f64;
         svg.rect(&format!("h{class}"), (x, 3.0), (14.0, 12.0), "");
         let text = match class {
             0 => format!("< {}", CLASSES[0]),

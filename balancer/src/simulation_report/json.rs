@@ -1,5 +1,6 @@
 //! The figures for programs. Times in ms; parts from 0 to 1; names as in [`evenkeel_simulate::cluster::Figures`].
 
+use super::heat::ratios;
 use super::{Report, Run};
 use evenkeel_simulate::cluster::{Fates, PoolFigures, Series, Spread};
 use evenkeel_simulate::step_time::calibration::Line;
@@ -112,6 +113,21 @@ fn pool(pool: &PoolFigures, [first, second]: [&str; 2]) -> Value {
     value
 }
 
+/// Loads over time, as the page draws them: mean and largest of the ranks at each moment; and, over fewer moments and ranks, a map
+/// `[ranks][moments]` of load over mean, where the largest of those that were joined is kept.
 fn series(series: &Series, first: &str, second: &str) -> Value {
-    json!({"at_ms": series.at_ms, first: series.tokens, second: series.second})
+    json!({"at_ms": series.at_ms, first: loads(&series.tokens), second: loads(&series.second)})
+}
+
+fn loads(series: &[Vec<f32>]) -> Value {
+    let mean =
+        |loads: &Vec<f32>| loads.iter().map(|&load| f64::from(load)).sum::<f64>() / loads.len().max(1) as f64;
+    let largest = |loads: &Vec<f32>| f64::from(loads.iter().copied().fold(0.0, f32::max));
+    let thousandths = |value: f64| (value * 1e3).round() / 1e3;
+    let map = ratios(series).into_iter().map(|line| line.into_iter().map(thousandths).collect::<Vec<_>>());
+    json!({
+        "mean": series.iter().map(mean).map(thousandths).collect::<Vec<_>>(),
+        "max": series.iter().map(largest).collect::<Vec<_>>(),
+        "map": map.collect::<Vec<_>>(),
+    })
 }

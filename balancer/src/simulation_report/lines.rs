@@ -5,7 +5,7 @@ use super::rows::Name;
 use super::svg::{Anchor, Svg};
 use std::fmt::Write;
 
-const WIDTH: f64 = 760.0;
+const WIDTH: f64 = 600.0;
 const HEIGHT: f64 = 250.0;
 const LEFT: f64 = 44.0;
 const RIGHT: f64 = 16.0;

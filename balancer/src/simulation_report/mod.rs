@@ -44,9 +44,11 @@ pub(crate) struct Report {
     pub(crate) inputs: Vec<(&'static str, String)>,
     /// What must be known of the trace.
     pub(crate) notes: Vec<String>,
+    /// Moments before it are warm-up.
+    pub(crate) measured_from_ms: f64,
     /// What counts as served well.
     pub(crate) objectives: Objectives,
-    /// To what the step times are fitted; `None`: they are not the model's.
+    /// To what the step times are fitted.
     pub(crate) calibration: Calibration,
     /// The step times beside what was stated.
     pub(crate) calibration_lines: Vec<Line>,

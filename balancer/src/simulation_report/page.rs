@@ -20,7 +20,7 @@ pub(super) fn page(report: &Report) -> String {
          <h1>{title}</h1><p class=\"simulated\">Simulated: nothing on this page was measured on hardware.</p>"
     )
     .expect("a string takes everything");
-    for section in [head, goodput, latency, prefill_units, decode_units, overlaps, inputs] {
+    for section in [head, requests, prefill_units, decode_units, overlaps, inputs] {
         page.push_str(&section(report));
     }
     let json = report.json().to_string().replace('<', "\\u003c");
@@ -55,6 +55,11 @@ fn figure(picture: &str, caption: &str) -> String {
     format!("<figure>{picture}<figcaption>{caption}</figcaption></figure>")
 }
 
+/// A plot under its title.
+fn plot(title: &str, picture: &str, caption: &str) -> String {
+    format!("<section><h3>{}</h3>{}</section>", escape(title), figure(picture, caption))
+}
+
 fn head(report: &Report) -> String {
     format!(
         "<pre>{}</pre><p class=\"soft\">Policies stand in the order of their goodput. Peers are re-implementations of published \
@@ -63,6 +68,20 @@ fn head(report: &Report) -> String {
         escape(&report.command),
         table(report, &report.summary())
     )
+}
+
+fn requests(report: &Report) -> String {
+    let mut plots = goodput(report);
+    if report.runs.iter().any(|run| run.figures.ttft_ms.count > 0) {
+        plots += &spread(report, "Time to first token (TTFT), ms", 1e-3, None, |run| run.figures.ttft_ms);
+    }
+    if report.runs.iter().any(|run| run.figures.tpot_ms.count > 0) {
+        let title = "Time per further token (TPOT), mean of a request, ms";
+        let limit = Some((report.objectives.tpot_us / 1e3, "objective"));
+        plots += &spread(report, title, 1e-3, limit, |run| run.figures.tpot_ms);
+    }
+    let table = folded(report, &report.requests());
+    format!("<h2>What requests saw</h2><div class=\"pair\">{plots}</div>{table}")
 }
 
 fn goodput(report: &Report) -> String {
@@ -76,42 +95,18 @@ fn goodput(report: &Report) -> String {
         false => String::new(),
     };
     let caption = format!(
-        "Requests that were served well, of all that arrived in the measured time: first token within {} s and {} ms for each uncached \
-         prompt token{tpot}.",
+        "Requests that were served well, of all that arrived in the measured time: first token within {} s and {} ms for each \
+         uncached prompt token{tpot}.",
         number(objectives.ttft_us / 1e6),
         number(objectives.ttft_us_per_uncached_token / 1e3),
     );
-    format!(
-        "<h2>Goodput</h2>{}{}",
-        figure(&bars("Goodput by policy", " %", &rows), &caption),
-        folded(report, &report.requests())
-    )
+    plot("Goodput", &bars("Goodput by policy", " %", &rows), &caption)
 }
 
-fn spread_figure(
-    report: &Report,
-    title: &str,
-    (unit, least): (&str, f64),
-    limit: Limit<'_>,
-    of: impl Fn(&Run) -> Spread,
-) -> String {
+fn spread(report: &Report, title: &str, least: f64, limit: Limit<'_>, of: impl Fn(&Run) -> Spread) -> String {
     let rows: Vec<_> = names(report).map(|(name, run)| (name, of(run))).collect();
     let caption = "Dot: median; thick line: to the 90th percentile; thin line and number: to the 99th; stroke: the largest.";
-    format!("<h3>{}</h3>{}", escape(title), figure(&spreads(title, unit, least, limit, &rows), caption))
-}
-
-fn latency(report: &Report) -> String {
-    let mut section = String::from("<h2>Latency</h2>");
-    if report.runs.iter().any(|run| run.figures.ttft_ms.count > 0) {
-        let title = "Time to first token (TTFT), ms";
-        section += &spread_figure(report, title, ("", 1e-3), None, |run| run.figures.ttft_ms);
-    }
-    if report.runs.iter().any(|run| run.figures.tpot_ms.count > 0) {
-        let title = "Time per further output token (TPOT), mean of a request, ms";
-        let limit = Some((report.objectives.tpot_us / 1e3, "objective"));
-        section += &spread_figure(report, title, ("", 1e-3), limit, |run| run.figures.tpot_ms);
-    }
-    section + &folded(report, &report.requests())
+    plot(title, &spreads(title, least, limit, &rows), caption)
 }
 
 fn prefill_units(report: &Report) -> String {
@@ -141,46 +136,49 @@ fn units(
         })
         .collect();
     let caption = "Of the measured time: waiting at the barrier for the slowest rank (dark, and the number), and no step at all (light).";
-    section += &format!("<h3>GPU idle</h3>{}", figure(&bars("GPU idle by policy", " %", &idle), caption));
+    let mut plots = plot("GPU idle", &bars("GPU idle by policy", " %", &idle), caption);
     for (what, of) in [
         (first, (|pool: &PoolFigures| pool.tokens_imbalance) as fn(&PoolFigures) -> Spread),
         (second, |pool: &PoolFigures| pool.second_imbalance),
     ] {
         let title = format!("Max over mean of the ranks' {what}, step by step");
-        section +=
-            &spread_figure(report, &title, ("", 1.0), None, |run| pool(run).map(of).unwrap_or_default());
+        plots += &spread(report, &title, 1.0, None, |run| pool(run).map(of).unwrap_or_default());
     }
-    section += &distribution(report, pool, [first, second]);
+    plots += &distribution(report, pool, [first, second]);
+    section += &format!("<div class=\"pair\">{plots}</div>");
     section += &maps(report, pool, [first, second]);
     section + &folded(report, &report.pool(pool))
 }
 
-/// Max over mean of the moments of a series that have load.
-fn imbalances(series: &[Vec<f32>]) -> Vec<f64> {
+/// Max over mean of the measured moments that have load.
+fn imbalances(at_ms: &[f64], from_ms: f64, series: &[Vec<f32>]) -> Vec<f64> {
     let of = |loads: &Vec<f32>| {
         let sum: f64 = loads.iter().map(|&load| f64::from(load)).sum();
         let most = loads.iter().copied().fold(0.0f32, f32::max);
         (sum > 0.0).then(|| f64::from(most) * loads.len() as f64 / sum)
     };
-    series.iter().filter_map(of).collect()
+    let measured = at_ms.iter().zip(series).filter(|&(&at_ms, _)| at_ms >= from_ms);
+    measured.filter_map(|(_, loads)| of(loads)).collect()
 }
 
 fn distribution(report: &Report, pool: fn(&Run) -> Option<&PoolFigures>, whats: [&str; 2]) -> String {
     let mut section = String::new();
     for (which, what) in whats.into_iter().enumerate() {
         let values = |run: &Run| {
-            pool(run).map_or(Vec::new(), |pool| {
-                imbalances(if which == 0 { &pool.series.tokens } else { &pool.series.second })
-            })
+            let series = |pool: &PoolFigures| {
+                let loads = if which == 0 { &pool.series.tokens } else { &pool.series.second };
+                imbalances(&pool.series.at_ms, report.measured_from_ms, loads)
+            };
+            pool(run).map_or(Vec::new(), series)
         };
         let rows: Vec<_> = names(report).map(|(name, run)| (name, values(run))).collect();
         if rows.iter().all(|(_, values)| values.is_empty()) {
             continue;
         }
         let title = format!("Distribution of max over mean of the ranks' {what}");
-        let caption = "Part of the moments of the run (not only the measured time) at which max over mean was at most so high. The \
-                       dashed line is the peer with the most goodput.";
-        section += &format!("<h3>{title}</h3>{}", figure(&lines::distributions(&title, 1.0, &rows), caption));
+        let caption = "Part of the measured moments at which max over mean was at most so high. The dashed line is the peer \
+                       with the most goodput.";
+        section += &plot(&title, &lines::distributions(&title, 1.0, &rows), caption);
     }
     section
 }
@@ -262,7 +260,7 @@ fn calibration(report: &Report) -> String {
             escape(line.point.name),
             line.point.stated,
             line.modelled,
-            100.0 * (line.modelled / line.point.stated - 1.0),
+            line.error_percent(),
             if line.fitted { "fitted" } else { "held out" }
         )
     };

@@ -58,7 +58,7 @@ impl Timeline {
         let bottom = TOP + 2.0 * LANE + 14.0;
         let mut svg = Svg::new(WIDTH, bottom + 26.0, self.words());
         svg.text("ink", (0.0, 13.0), Anchor::Start, &self.words());
-        let axis = Axis::from_zero([schedule.total_us].into_iter(), LEFT, WIDTH - LEFT - 8.0);
+        let axis = Axis::from_zero([schedule.total_us].into_iter(), LEFT, WIDTH - LEFT - 26.0);
         axis.draw(&mut svg, TOP - 4.0, bottom, " µs");
         for (lane, text) in ["GPU cores", "network"].into_iter().enumerate() {
             svg.text("ink", (0.0, TOP + LANE * lane as f64 + LANE / 2.0 + 2.0), Anchor::Start, text);

@@ -144,7 +144,7 @@ pub const PROFILE_DECODE: Point = Point {
 /// Fitted under neither.
 pub const OTHERS: [Point; 6] = [
     Point {
-        name: "prompts of 4k, balanced",
+        name: "prompts of 4k, expert balance simulated",
         stated: 59_337.0,
         load: prompts(4096.0),
         overlap: true,
@@ -161,7 +161,7 @@ pub const OTHERS: [Point; 6] = [
         source: SGLANG,
     },
     Point {
-        name: "128 requests of 4k on 72 ranks",
+        name: "128 requests of 4k on 72 ranks, MTP simulated",
         stated: 17_373.0,
         load: Load::Decode { requests: 128.0, context: 4000.0, ranks: 72 },
         overlap: true,
@@ -178,6 +178,14 @@ pub struct Line {
     pub fitted: bool,
     /// What the model gives.
     pub modelled: f64,
+}
+
+impl Line {
+    /// The model over what was stated, less 1; to a tenth of a percent.
+    pub fn error_percent(&self) -> f64 {
+        // 0 is added to what was rounded so that there is no -0.0.
+        (1000.0 * (self.modelled / self.point.stated - 1.0)).round() / 10.0 + 0.0
+    }
 }
 
 /// The model beside everything that was stated.

@@ -41,14 +41,14 @@ impl CalibrationCommand {
             });
             return print(&format!("{json:#}\n"));
         }
-        let titles = ["WHAT", "SOURCE", "STATED", "MODEL", "DIFFERENCE", ""];
+        let titles = ["WHAT", "SOURCE", "", "STATED", "MODEL", "DIFFERENCE"];
         let shown: Vec<Vec<String>> = lines.iter().map(row).collect();
         let speed = profile_speed().map_or("never".to_owned(), |speed| format!("{speed:.1}"));
         print(&format!(
             "{}\nfitted: a step takes {prefill:.3} (prefill) and {decode:.3} (decode) times as long as its kernels at their published \
              rates\nheld out: fitted to the profiles, decode makes 14.8k tokens a second and node at {speed} tokens a second and user; \
              stated are 20 to 22\n",
-            rows(&titles, &shown)
+            rows(3, &titles, &shown)
         ))
     }
 }
@@ -57,9 +57,9 @@ fn row(line: &Line) -> Vec<String> {
     vec![
         line.point.name.to_owned(),
         line.point.source.to_owned(),
+        if line.fitted { "fitted" } else { "held out" }.to_owned(),
         format!("{:.0}", line.point.stated),
         format!("{:.0}", line.modelled),
-        format!("{:+.1} %", 100.0 * (line.modelled / line.point.stated - 1.0)),
-        if line.fitted { "fitted" } else { "held out" }.to_owned(),
+        format!("{:+.1} %", line.error_percent()),
     ]
 }

@@ -13,6 +13,8 @@ use evenkeel_simulate::cluster::{DecodePool, HandOff, Pool, PrefillPool, Units};
 const PREFILL_KV_TOKENS: u64 = 400_000;
 /// KV tokens of a decode rank, in the same way: 3 experts a layer leave about 49 GB.
 const DECODE_KV_TOKENS: u64 = 700_000;
+/// New tokens of a prefill rank's step: about a second by the service's step times, so that an objective of two is within reach.
+const STEP_TOKENS: u64 = 4096;
 /// Most ranks and units that a flag takes; the simulator checks again.
 const RANKS_MAX: i64 = 4096;
 const UNITS_MAX: i64 = 64;
@@ -22,7 +24,7 @@ const UNITS_MAX: i64 = 64;
 #[command(next_help_heading = "Prefill units")]
 struct PrefillFlags {
     /// New tokens that a rank runs in a step
-    #[arg(long, value_name = "TOKENS", default_value_t = 16_384, value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
+    #[arg(long, value_name = "TOKENS", default_value_t = STEP_TOKENS, value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     step_tokens: u64,
     /// KV tokens of a prefill rank, cached prefixes included
     #[arg(long, value_name = "TOKENS", default_value_t = PREFILL_KV_TOKENS)]

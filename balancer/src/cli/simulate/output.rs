@@ -85,19 +85,23 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// A table of text and numbers.
-pub(super) fn rows<'a>(titles: &[&str], rows: impl IntoIterator<Item = &'a Vec<String>>) -> Table {
+/// A table whose first columns are text, so many, and whose others are numbers.
+pub(super) fn rows<'a>(
+    texts: usize,
+    titles: &[&str],
+    rows: impl IntoIterator<Item = &'a Vec<String>>,
+) -> Table {
     let mut table = Table::new();
     table.load_style(TableStyle::new());
-    table.set_header(titles.iter().enumerate().map(|(at, title)| cell(at, title)));
+    table.set_header(titles.iter().enumerate().map(|(at, title)| cell(at < texts, title)));
     for row in rows {
-        table.add_row(row.iter().enumerate().map(|(at, text)| cell(at, text)));
+        table.add_row(row.iter().enumerate().map(|(at, text)| cell(at < texts, text)));
     }
     table
 }
 
-fn cell(column: usize, text: &str) -> Cell {
-    Cell::new(text).set_alignment(if column == 0 { CellAlignment::Left } else { CellAlignment::Right })
+fn cell(is_text: bool, text: &str) -> Cell {
+    Cell::new(text).set_alignment(if is_text { CellAlignment::Left } else { CellAlignment::Right })
 }
 
 fn table(report: &Report) -> String {
@@ -111,6 +115,6 @@ fn table(report: &Report) -> String {
     }
     format!(
         "simulated: nothing here was measured on hardware\n{text}{}",
-        rows(&summary.titles, &summary.rows)
+        rows(1, &summary.titles, &summary.rows)
     )
 }

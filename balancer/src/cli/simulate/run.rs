@@ -20,6 +20,8 @@ use evenkeel_simulate::step_time::calibration::{Calibration, table};
 const GRACE_S: u64 = 600;
 /// Of the trace that is warm-up where nothing else is said.
 const WARM_UP_PART: u64 = 10;
+/// Tokens (prefill) or requests (decode) of a rank below which its stages are too short to draw.
+const DRAWN_MIN: f64 = 4.0;
 /// Longest of times that flags take, seconds and ms: a day.
 const SECONDS_MAX: u64 = 24 * 3600;
 const MS_MAX: u64 = SECONDS_MAX * 1000;
@@ -75,6 +77,7 @@ pub(super) fn run(
         version: env!("CARGO_PKG_VERSION"),
         inputs: [arrivals.inputs, described(&setup, common)].concat(),
         notes: arrivals.notes,
+        measured_from_ms: setup.warm_up_us as f64 / 1e3,
         objectives: setup.objectives,
         calibration,
         calibration_lines: table(calibration),
@@ -186,7 +189,7 @@ fn timelines(figures: &Figures) -> Vec<Timeline> {
     let uneven = |overlap| {
         [(overlap, 0.5, ""), (overlap, 0.6, ", uneven halves (60 and 40 %)"), (Overlap::None, 0.5, "")]
     };
-    if let Some(pool) = figures.prefill.as_ref().filter(|pool| pool.tokens_per_rank >= 2.0) {
+    if let Some(pool) = figures.prefill.as_ref().filter(|pool| pool.tokens_per_rank >= DRAWN_MIN) {
         let (tokens, context) =
             (pool.tokens_per_rank as u64, (pool.second_per_rank / pool.tokens_per_rank) as u64);
         for (overlap, split, words) in uneven(Overlap::DualBatch) {
@@ -194,7 +197,7 @@ fn timelines(figures: &Figures) -> Vec<Timeline> {
             timelines.push(prefill_timeline(title, overlap, tokens, context, split));
         }
     }
-    if let Some(pool) = figures.decode.as_ref().filter(|pool| pool.second_per_rank > 0.0) {
+    if let Some(pool) = figures.decode.as_ref().filter(|pool| pool.second_per_rank >= DRAWN_MIN) {
         let (requests, context) = (pool.second_per_rank, pool.tokens_per_rank / pool.second_per_rank);
         for (overlap, split, words) in uneven(Overlap::FiveStage) {
             let title = format!("decode, {requests:.0} requests with {context:.0} tokens of KV each{words}");
