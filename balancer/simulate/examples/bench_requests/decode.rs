@@ -96,8 +96,13 @@ fn contestants() -> Vec<(String, String)> {
         let interval = peer.build(1, 0).report_interval_s();
         (peer.key.to_owned(), if interval > 0.0 { format!("{interval} s") } else { "each step".to_owned() })
     });
-    let own =
-        [(LOOK_AHEAD, "true ends"), (ADMISSION, "own ledger"), (ONE, "own ledger"), (FOUR, "own ledger")];
+    let own = [
+        (LOOK_AHEAD, "true ends"),
+        (LEAST_WORSE, "own ledger"),
+        (ADMISSION, "own ledger"),
+        (ONE, "own ledger"),
+        (FOUR, "own ledger"),
+    ];
     peers.chain(own.map(|(name, reports)| (name.to_owned(), reports.to_owned()))).collect()
 }
 
