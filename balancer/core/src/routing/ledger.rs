@@ -209,11 +209,6 @@ impl Ledger {
         self.ranks.iter().map(|rank| rank.load(self.steps))
     }
 
-    /// Steps of the unit.
-    pub(super) fn steps(&self) -> u64 {
-        self.steps
-    }
-
     pub(super) fn totals(&self, rank: Rank) -> Option<LedgerTotals> {
         self.ranks.get(rank.index()).map(|ledger| LedgerTotals {
             requests: ledger.requests.len() as u64,
