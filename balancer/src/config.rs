@@ -122,7 +122,7 @@ pub struct Routing {
     /// See [`RoutingPolicy::batch_share`].
     pub batch_share: f64,
     /// Weights of tenants by their number; see [`RoutingPolicy::tenant_weights`].
-    pub tenants: BTreeMap<u32, u32>,
+    pub tenants: BTreeMap<String, u32>,
     /// Directory to which events and decisions are recorded; empty: they are not.
     pub record: PathBuf,
     /// Megabytes that the recording of one unit may take; the oldest files go.
@@ -198,7 +198,11 @@ impl Default for Routing {
             held_max: narrow(policy.held_max),
             tenant_held_max: narrow(policy.tenant_held_max),
             batch_share: policy.batch_share,
-            tenants: policy.tenant_weights.iter().map(|(tenant, &weight)| (tenant.0, weight)).collect(),
+            tenants: policy
+                .tenant_weights
+                .iter()
+                .map(|(tenant, &weight)| (tenant.0.to_string(), weight))
+                .collect(),
             record: PathBuf::new(),
             // Hours of a unit of 144 ranks at 300 requests a second.
             record_max_mb: 1024,
@@ -220,14 +224,15 @@ impl Routing {
             held_max: self.held_max as usize,
             tenant_held_max: self.tenant_held_max as usize,
             batch_share: self.batch_share,
-            tenant_weights: self
-                .tenants
-                .iter()
-                .map(|(&tenant, &weight)| (TenantId(tenant), weight))
-                .collect(),
+            tenant_weights: self.tenants.iter().filter_map(tenant_weight).collect(),
             ..RoutingPolicy::default()
         }
     }
+}
+
+/// `None` when the key is no tenant's number, which [`validate`] refuses.
+fn tenant_weight((tenant, &weight): (&String, &u32)) -> Option<(TenantId, u32)> {
+    Some((TenantId(tenant.parse().ok()?), weight))
 }
 
 impl Experts {
@@ -373,7 +378,8 @@ fn unknown_key(table: &toml::Table, known: &toml::Table, prefix: &str) -> Option
             let best = near.filter(|(s, _)| *s >= SIMILARITY_MIN).max_by(|a, b| a.0.total_cmp(&b.0));
             Some((format!("{prefix}{key}"), best.map(|(_, k)| format!("{prefix}{k}"))))
         }
-        (Some(toml::Value::Table(inner)), toml::Value::Table(section)) => {
+        // A table that is empty by default takes any key.
+        (Some(toml::Value::Table(inner)), toml::Value::Table(section)) if !inner.is_empty() => {
             unknown_key(section, inner, &format!("{prefix}{key}."))
         }
         _ => None,
@@ -434,6 +440,9 @@ fn validate(config: &Config) -> Result<(), ConfigError> {
     // Eight files, none of them smaller than a megabyte, and together on one disk.
     let record = config.routing.record_max_mb;
     check("routing.record_max_mb", (8..=1_048_576).contains(&record), record.to_string(), "8 to 1048576")?;
+    if let Some((tenant, _)) = config.routing.tenants.iter().find(|entry| tenant_weight(*entry).is_none()) {
+        check("routing.tenants", false, format!("{tenant:?}"), "numbers of tenants, 0 to 4294967295")?;
+    }
     // The core knows the ranges of the routing policy.
     Router::new(Role::Prefill, 1, config.routing.policy())
         .map(drop)
@@ -492,6 +501,10 @@ mod tests {
         check(
             "[routing.tenants]\n7 = 0",
             Err("configuration: routing: fairness weight is 0: accepted are 1 to 65536"),
+        );
+        check(
+            "[routing.tenants]\nacme = 2",
+            Err("configuration: routing.tenants is \"acme\": must be numbers of tenants, 0 to 4294967295"),
         );
         check("[routing.tenants]\n7 = 3\n8 = 1", Ok(()));
         check("[experts]\nhistory_half_life_ms = 0\nhistory_season_ms = 0", Ok(()));

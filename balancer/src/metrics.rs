@@ -43,7 +43,7 @@ metrics! {
     counter TOKENS = "evenkeel_tokens_total", Count, "Tokens of a unit since its workers started, by kind: in_hit (found in a prefix cache), in_miss, out.";
     gauge STEP_SECONDS = "evenkeel_step_seconds", Seconds, "Time of an engine step over the last report interval, slowest rank of the unit, by percentile (50, 99).";
     histogram ROUTING_SECONDS = "evenkeel_routing_decision_seconds", Seconds, "Time to decide one batch of routing events.";
-    counter ROUTING_DECISIONS = "evenkeel_routing_decisions_total", Count, "Routing decisions, by outcome: dispatch, hold, refuse.";
+    counter ROUTING_DECISIONS = "evenkeel_routing_decisions_total", Count, "Routing decisions, by outcome: dispatch, hold, refuse, migrate (a running request moves), lost (its rank went down).";
     counter RECORDED_BATCHES = "evenkeel_recorded_batches_total", Count, "Batches of routing events for the flight recorder, by outcome: written, or dropped because the disk did not keep up.";
     gauge HELD_PROMPTS = "evenkeel_held_prompts", Count, "Prompts held centrally until the next cohort.";
     gauge AGENTS = "evenkeel_agents", Count, "Agents of a unit, by state: connected or away.";

@@ -46,11 +46,19 @@ impl Router {
     fn migrate(&mut self, decisions: &mut Vec<Decision>) {
         let policy =
             MigrationPolicy { per_step: self.policy.migrations_per_step, ..MigrationPolicy::default() };
-        for moved in plan_migrations(&self.ledger, &policy, self.ledger.steps()) {
+        for moved in plan_migrations(&self.ledger, &policy) {
             let (from, to) = (Rank(moved.from as u16), Rank(moved.to as u16));
             let number = self.ledger.migrate(moved.id, to);
             self.counters.migrated += 1;
             decisions.push(Decision::Migrate { request: moved.id, number, from, to });
+        }
+    }
+
+    fn admission(&self, loads: impl Iterator<Item = RankLoad>) -> Admission {
+        if self.policy.migrations_per_step > 0 {
+            Admission::before_migrations(loads)
+        } else {
+            Admission::new(loads)
         }
     }
 
@@ -60,7 +68,7 @@ impl Router {
             return;
         }
         let kv: Vec<u64> = held.iter().map(|&request| self.ledger.rest(request).remaining).collect();
-        let places = Admission::new(self.ledger.loads()).admit_all(&kv);
+        let places = self.admission(self.ledger.loads()).admit_all(&kv);
         decisions.reserve(held.len());
         for (request, place) in held.into_iter().zip(places) {
             let index = place.expect("requests are held if a rank is up");
@@ -118,7 +126,7 @@ impl Router {
     fn place(&self, request: RequestId, capacity: u64) -> Option<Rank> {
         let kv = self.ledger.rest(request).remaining;
         let room = |load: RankLoad| RankLoad { up: load.up && load.kv_tokens + kv <= capacity, ..load };
-        Admission::new(self.ledger.loads().map(room)).admit(kv).map(|index| Rank(index as u16))
+        self.admission(self.ledger.loads().map(room)).admit(kv).map(|index| Rank(index as u16))
     }
 }
 

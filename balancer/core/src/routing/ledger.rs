@@ -144,8 +144,9 @@ impl Ledger {
     /// Bytes that are allocated for live requests: tables at what they have grown to, and per rank the map of its
     /// requests, whose nodes of up to eleven entries are two thirds full in the mean, and the windows.
     pub(super) fn bytes(&self) -> usize {
-        // A table has a control byte per place and is at most seven eighths full.
-        let table = self.live.capacity() * 8 / 7 * (size_of::<(RequestId, Live)>() + 1);
+        // A table has a power of two of places, each with a control byte, at most seven eighths of them full.
+        let places = (self.live.capacity() * 8 / 7).next_power_of_two();
+        let table = places * (size_of::<(RequestId, Live)>() + 1);
         let entry = size_of::<(u64, RequestId)>() * 3 / 2;
         let ranks = self.ranks.iter().map(|rank| rank.requests.len() * entry + rank.history.bytes());
         table + self.held.len() * entry + ranks.sum::<usize>() + size_of_val(&*self.ranks)
@@ -208,11 +209,6 @@ impl Ledger {
         self.ranks.iter().map(|rank| rank.load(self.steps))
     }
 
-    /// Steps of the unit.
-    pub(super) fn steps(&self) -> u64 {
-        self.steps
-    }
-
     pub(super) fn totals(&self, rank: Rank) -> Option<LedgerTotals> {
         self.ranks.get(rank.index()).map(|ledger| LedgerTotals {
             requests: ledger.requests.len() as u64,
@@ -241,6 +237,10 @@ impl Ledger {
         };
         let before = self.live.insert(request, live);
         assert!(before.is_none(), "validated: request {request:?} is not live");
+        // A table of requests that come and go doubles to be rid of the places they left, though half is empty.
+        if self.live.capacity() > 2 * self.live.len() {
+            self.live.shrink_to(self.live.len() + self.live.len() / 8);
+        }
         self.held.insert(self.arrivals, request);
     }
 
