@@ -3,6 +3,9 @@
 use super::{Report, Run, number};
 use evenkeel_simulate::cluster::{PoolFigures, Spread};
 
+/// The text of one column for a policy.
+type Cell = Box<dyn Fn(&Run) -> String>;
+
 /// Titles and a line for each policy, as text.
 pub(crate) struct Lines {
     pub(crate) titles: Vec<&'static str>,
@@ -10,7 +13,7 @@ pub(crate) struct Lines {
 }
 
 impl Lines {
-    fn new(report: &Report, columns: Vec<(&'static str, Box<dyn Fn(&Run) -> String>)>) -> Self {
+    fn new(report: &Report, columns: Vec<(&'static str, Cell)>) -> Self {
         let (titles, cells): (Vec<_>, Vec<_>) = columns.into_iter().unzip();
         let row =
             |run: &Run| std::iter::once(run.name.clone()).chain(cells.iter().map(|cell| cell(run))).collect();
@@ -24,8 +27,6 @@ impl Lines {
 fn percent(part: f64) -> String {
     format!("{:.1} %", 100.0 * part)
 }
-
-type Cell = Box<dyn Fn(&Run) -> String>;
 
 fn of_spread(of: fn(&Run) -> Spread, value: fn(&Spread) -> f64) -> Cell {
     Box::new(move |run| match of(run) {
