@@ -302,7 +302,7 @@ impl DecodeUnit {
     fn move_to(&mut self, id: u64, to: u16) {
         let Some((context, from)) = self.running(id) else { return };
         let (place, state) = (&self.ranks[usize::from(to)], &self.state[usize::from(to)]);
-        let room = place.kv + context + 1 <= state.capacity_tokens && (place.batch.len() as u32) < self.slots;
+        let room = place.kv + context < state.capacity_tokens && (place.batch.len() as u32) < self.slots;
         if !state.up || !room || from == to {
             return;
         }

@@ -8,6 +8,7 @@ use super::step_time::StepTime;
 use crate::dispatch::BLOCK_TOKENS;
 use evenkeel_core::prefill::Work;
 use evenkeel_core::prefix::{BlockHash, KvChange};
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -41,6 +42,25 @@ struct Prompt {
 }
 
 impl Prompt {
+    fn given(rank: u16, request: &Request, shared_cached: u64, cache: &RankCache) -> Self {
+        let hits = cache.matched(&request.blocks) as u64 * BLOCK_TOKENS;
+        let cached = hits.max(shared_cached).min(request.prompt_tokens - 1);
+        Self {
+            rank,
+            tokens: request.prompt_tokens,
+            blocks: request.blocks.clone(),
+            shared_cached,
+            expected_new: request.prompt_tokens - cached,
+            begun: false,
+            hit: 0,
+            context: 0,
+            stored: 0,
+            allowed: 0,
+            queued: false,
+            waited: 0,
+        }
+    }
+
     fn blocks_needed(&self) -> usize {
         (self.tokens.div_ceil(BLOCK_TOKENS) as usize).max(self.blocks.len())
     }
@@ -141,32 +161,19 @@ impl PrefillUnit {
         if number > 0 {
             state.last_dispatch = Some(number);
         }
-        if !self.prompts.contains_key(&id) {
-            let hits = place.cache.matched(&request.blocks) as u64 * BLOCK_TOKENS;
-            let cached = hits.max(shared_cached).min(request.prompt_tokens - 1);
-            let prompt = Prompt {
-                rank,
-                tokens: request.prompt_tokens,
-                blocks: request.blocks.clone(),
-                shared_cached,
-                expected_new: request.prompt_tokens - cached,
-                begun: false,
-                hit: 0,
-                context: 0,
-                stored: 0,
-                allowed: 0,
-                queued: false,
-                waited: 0,
-            };
-            if !state.up || prompt.blocks_needed() as u64 * BLOCK_TOKENS > state.capacity_tokens {
-                return Ok(false);
+        let prompt = match self.prompts.entry(id) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(free) => {
+                let prompt = Prompt::given(rank, request, shared_cached, &place.cache);
+                if !state.up || prompt.blocks_needed() as u64 * BLOCK_TOKENS > state.capacity_tokens {
+                    return Ok(false);
+                }
+                state.waiting += 1;
+                state.queued_tokens += prompt.tokens;
+                state.waiting_uncached += prompt.expected_new;
+                free.insert(prompt)
             }
-            state.waiting += 1;
-            state.queued_tokens += prompt.tokens;
-            state.waiting_uncached += prompt.expected_new;
-            self.prompts.insert(id, prompt);
-        }
-        let prompt = self.prompts.get_mut(&id).expect("it was just put there");
+        };
         if prompt.rank != rank {
             return Err("the prompt is on another rank");
         }

@@ -46,7 +46,7 @@ pub fn simulate<'a>(
     setup.validate()?;
     check_requests(requests)?;
     let mut run = Run::new(setup, requests, time, seat);
-    run.to_the_end(progress)?;
+    run.play(progress)?;
     Ok(run.figures())
 }
 
@@ -160,7 +160,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn to_the_end(&mut self, progress: &mut dyn FnMut(Progress)) -> Result<(), SimulationError> {
+    fn play(&mut self, progress: &mut dyn FnMut(Progress)) -> Result<(), SimulationError> {
         let stop_us = self.setup.end_us + self.setup.grace_us;
         let mut next_progress_us = 0;
         while let Some(now_us) = self.next_us().filter(|&at| at <= stop_us) {

@@ -1,9 +1,12 @@
 use super::*;
+use crate::cluster::RouterSeat;
 use crate::cluster::{
     DecodePool, HandOff, Incident, News, Objectives, PeerSeat, Pool, PrefillPool, RunError, Units,
 };
 use crate::dispatch::{Arrival, DispatchPolicy, Dispatched, RankView};
+use evenkeel_core::policy::RoutingPolicy;
 use evenkeel_core::prefill::Work;
+use evenkeel_core::topology::Role;
 use proptest::prelude::*;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -359,5 +362,83 @@ proptest! {
         prop_assert_eq!(heard.borrow().open, 0);
         let again = run_with(&setup, &requests, 0.05).0.unwrap();
         prop_assert_eq!(figures, again);
+    }
+}
+
+// ---- Evenkeel's router ------------------------------------------------------------------------------
+
+fn run_router(setup: &Setup, requests: &[Request], policy: &RoutingPolicy) -> Figures {
+    let mut seat = |kind, _unit, ranks| -> Box<dyn Seat> {
+        let role = if kind == Kind::Prefill { Role::Prefill } else { Role::Decode };
+        Box::new(RouterSeat::new("router", (role, ranks), policy.clone(), &setup.news).unwrap())
+    };
+    simulate(setup, requests, &Plain, &mut seat, &mut |_| {}).unwrap()
+}
+
+#[test]
+fn a_lone_request_goes_out_at_once_in_whole_and_in_chunks() {
+    let check = |round_tokens| {
+        let policy = RoutingPolicy { round_tokens, ..RoutingPolicy::default() };
+        let figures = run_router(&setup(both(2, 2)), &[request(5_000, 1500, 21)], &policy);
+        assert_eq!((figures.policy.as_str(), figures.fates.finished), ("router", 1));
+        assert!((figures.ttft_ms.max - 1500.0).abs() < 1.0, "{round_tokens:?}: {:?}", figures.ttft_ms);
+    };
+    check(None);
+    check(Some(1000));
+}
+
+#[test]
+fn a_prompt_whose_planned_chunks_fall_short_is_run_to_its_end() {
+    let mut unit = PrefillUnit::new(&prefill_pool(1));
+    let prompt = request(0, 300, 1);
+    unit.deliver((1, &prompt, 0), (0, 1), Some(100)).unwrap();
+    // Whoever planned the chunks counted on 200 cached tokens. Another prompt keeps the unit going.
+    unit.deliver((2, &request(0, 6000, 1), 0), (0, 2), None).unwrap();
+    let mut steps = 0;
+    while unit.begin_step(steps, &Plain).is_some() {
+        steps += 1;
+        if unit.end_step(steps).iter().any(|done| done.id == 1) {
+            break;
+        }
+        assert!(steps < 20, "it waits for ever");
+        let filler = 10 + steps;
+        unit.deliver((filler, &request(0, 1, 1), 0), (0, filler), None).unwrap();
+    }
+    assert!(steps > 8, "it was run before its next chunk could come");
+}
+
+proptest! {
+    #[test]
+    fn what_the_router_is_given_ends_once(
+        round_tokens in prop::option::of(1..2000u64),
+        prefill in 1..4u16,
+        decode in 1..4u16,
+        delay_us in 0..30_000u64,
+        requests in prop::collection::vec((0..300_000u64, 0..4u64, 1..70u64, 1..40u64), 1..40),
+        deaths in prop::collection::vec((0..5_000_000u64, any::<bool>(), 0..3u16), 0..3),
+    ) {
+        let mut setup = setup(both(prefill, decode));
+        setup.end_us = 1 << 40;
+        setup.news.order_delay_us = delay_us;
+        for (at_us, of_decode, rank) in deaths {
+            let (kind, ranks) = if of_decode { (Kind::Decode, decode) } else { (Kind::Prefill, prefill) };
+            let incident = |at_us, change| Incident { at_us, kind, unit: 0, rank: rank % ranks, change };
+            setup.incidents.push(incident(at_us, Change::Dies));
+            setup.incidents.push(incident(at_us + 1_000_000, Change::Joins));
+        }
+        let mut at_us = 0;
+        let requests: Vec<Request> = requests
+            .into_iter()
+            .map(|(gap, family, count, output)| {
+                at_us += gap;
+                Request { blocks: blocks(family, count), ..request(at_us, count * 64 + gap % 64, output) }
+            })
+            .collect();
+        let policy = RoutingPolicy { round_tokens, ..RoutingPolicy::default() };
+        let figures = run_router(&setup, &requests, &policy);
+        let fates = figures.fates;
+        prop_assert_eq!(fates.arrived, requests.len() as u64);
+        prop_assert_eq!(fates.finished + fates.refused + fates.lost, fates.arrived);
+        prop_assert_eq!(figures, run_router(&setup, &requests, &policy));
     }
 }
