@@ -45,7 +45,7 @@ bench-experts: ## Expert placement: every planner on the same loads in one run
 	cargo run --release --locked -p evenkeel-simulate --example bench_experts -- --loads target/expert-loads $(BENCH_ARGS)
 
 bench-requests: ## Request routing: every policy on the same arrivals in one run
-	cargo run --release --locked -p evenkeel-simulate --example requests
+	cargo run --release --locked -p evenkeel-simulate --example bench_requests -- $(BENCH_ARGS)
 
 gpu-bundle: ## A folder that tests and measures the kernels on a machine with a GPU, without a toolchain
 	kernels/gpu/bundle

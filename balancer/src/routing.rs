@@ -113,6 +113,7 @@ impl Routers {
             let routed = lock(&router);
             let router = &routed.router;
             metrics::gauge!(m::HELD_PROMPTS, "unit" => unit.clone()).set(router.held() as f64);
+            publish_signals(&unit, router);
             let of = imbalance(router);
             for (kind, value) in [
                 ("prefill_tokens", of.prefill_tokens),
@@ -125,6 +126,43 @@ impl Routers {
                 }
             }
         }
+    }
+}
+
+/// What the router has learned from reports and KV events, and how far that can be trusted.
+fn publish_signals(unit: &str, router: &Router) {
+    let gauge = |name: &'static str, label: &'static str, of: &'static str, value: f64| {
+        metrics::gauge!(name, "unit" => unit.to_owned(), label => of).set(value);
+    };
+    let (cost, quality) = (router.step_cost(), router.step_cost_quality());
+    let parts: &[(&str, f64)] = match router.role() {
+        Role::Prefill => &[("token", cost.token_us), ("pair", cost.pair_us)],
+        Role::Decode | Role::Mixed => &[("kv_token", cost.kv_token_us), ("request", cost.request_us)],
+    };
+    for &(part, us) in [("fixed", cost.fixed_us)].iter().chain(parts) {
+        gauge(m::STEP_COST, "part", part, us);
+    }
+    for (quantile, error) in [("0.5", quality.error_p50), ("0.9", quality.error_p90)] {
+        gauge(m::STEP_COST_ERROR, "quantile", quantile, error);
+    }
+    metrics::gauge!(m::STEP_COST_R_SQUARED, "unit" => unit.to_owned()).set(quality.r_squared);
+    let whole = quality.samples - quality.clipped;
+    for (outcome, count) in [("used", whole), ("clipped", quality.clipped), ("dropped", quality.dropped)] {
+        gauge(m::STEP_REPORTS, "outcome", outcome, count as f64);
+    }
+    let counters = router.counters();
+    for (reason, count) in [("stale", counters.stale_reports), ("foreign", counters.foreign_reports)] {
+        gauge(m::RANK_REPORTS_DROPPED, "reason", reason, count as f64);
+    }
+    let Some(prefixes) = router.prefix_counters() else { return };
+    for (outcome, count) in [
+        ("applied", prefixes.applied),
+        ("unknown_parent", prefixes.unknown_parents),
+        ("stale", prefixes.stale),
+        ("gap", prefixes.gaps),
+        ("evicted_block", prefixes.evicted_blocks),
+    ] {
+        gauge(m::PREFIX_EVENTS, "outcome", outcome, count as f64);
     }
 }
 

@@ -6,8 +6,8 @@
 
 mod chunked;
 mod contenders;
-mod decode;
 mod decisions;
+mod decode;
 mod figures;
 mod goals;
 mod layout;
