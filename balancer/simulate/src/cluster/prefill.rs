@@ -12,8 +12,8 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-/// A begun prompt that gets no further chunk for so many steps is run to its end: whoever planned its chunks counted on blocks that
-/// were gone when it began.
+/// A begun prompt that gets no further chunk for so many steps, or when nothing else is planned, is run to its end: whoever planned its
+/// chunks counted on blocks that were gone when it began.
 const PATIENCE_STEPS: u32 = 8;
 
 /// A prompt that was given to a rank.
@@ -198,6 +198,9 @@ impl PrefillUnit {
             self.fill(rank, now_us);
             any |= !self.ranks[rank].batch.is_empty();
         }
+        if !any && self.unpark() {
+            return self.begin_step(now_us, time);
+        }
         if !any {
             return None;
         }
@@ -209,10 +212,30 @@ impl PrefillUnit {
         Some((slowest.ceil() as u64).max(1))
     }
 
+    /// Nobody has anything planned: what waits for a chunk gets none. Returns whether there was any.
+    fn unpark(&mut self) -> bool {
+        let mut any = false;
+        for (rank, parked) in self.ranks.iter_mut().zip(&mut self.parked) {
+            for id in parked.drain(..) {
+                // It may have run whole, or be lost.
+                let Some(prompt) = self.prompts.get_mut(&id) else { continue };
+                if !prompt.queued && prompt.context < prompt.tokens {
+                    prompt.allowed = u64::MAX;
+                    prompt.queued = true;
+                    rank.queue.push_back(id);
+                    any = true;
+                }
+            }
+        }
+        any
+    }
+
     /// Fills a rank's batch from its queue.
     fn fill(&mut self, rank: usize, now_us: u64) {
         let Rank { queue, cache, batch, work, .. } = &mut self.ranks[rank];
         *work = Work::default();
+        // What has begun goes on whatever waits for room before it, else both wait for ever.
+        let mut full = false;
         for &id in queue.iter() {
             let room = self.step_tokens - work.tokens;
             if room == 0 {
@@ -220,9 +243,13 @@ impl PrefillUnit {
             }
             let prompt = self.prompts.get_mut(&id).expect("queued prompts are there");
             if !prompt.begun {
+                if full {
+                    continue;
+                }
                 let mut removed = Vec::new();
                 let Some(hits) = cache.begin(&prompt.blocks, prompt.blocks_needed(), &mut removed) else {
-                    break;
+                    full = true;
+                    continue;
                 };
                 let mut log = Log { now_us, rank: rank as u16, news: &mut self.cache_news };
                 log.removed(removed);

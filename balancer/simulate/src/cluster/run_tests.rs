@@ -339,7 +339,7 @@ proptest! {
         deaths in prop::collection::vec((0..5_000_000u64, any::<bool>(), 0..3u16), 0..3),
     ) {
         let mut setup = setup(both(prefill, decode));
-        setup.end_us = 1 << 40;
+        setup.end_us = 60_000_000;
         for (at_us, of_decode, rank) in deaths {
             let (kind, ranks) = if of_decode { (Kind::Decode, decode) } else { (Kind::Prefill, prefill) };
             let incident = |at_us, change| Incident { at_us, kind, unit: 0, rank: rank % ranks, change };
@@ -387,30 +387,37 @@ fn a_lone_request_goes_out_at_once_in_whole_and_in_chunks() {
     check(Some(1000));
 }
 
+/// A rank runs prompt 1, of which 100 of 300 tokens were planned; `others`: a token of another prompt comes with each step. Returns the
+/// steps until it has run whole.
+fn steps_of_short_plan(others: bool) -> u64 {
+    let mut unit = PrefillUnit::new(&prefill_pool(1));
+    unit.deliver((1, &request(0, 300, 1), 0), (0, 1), Some(100)).unwrap();
+    for step in 1..30 {
+        if others {
+            let id = 10 + step;
+            unit.deliver((id, &request(0, 1, 1), 0), (0, id), None).unwrap();
+        }
+        unit.begin_step(step, &Plain).expect("there is something to run");
+        let done = unit.end_step(step);
+        if done.iter().any(|done| done.id == 1) {
+            return step;
+        }
+        done.iter().for_each(|done| unit.release(done.id));
+    }
+    panic!("it waits for ever");
+}
+
 #[test]
 fn a_prompt_whose_planned_chunks_fall_short_is_run_to_its_end() {
-    let mut unit = PrefillUnit::new(&prefill_pool(1));
-    let prompt = request(0, 300, 1);
-    unit.deliver((1, &prompt, 0), (0, 1), Some(100)).unwrap();
-    // Whoever planned the chunks counted on 200 cached tokens. Another prompt keeps the unit going.
-    unit.deliver((2, &request(0, 6000, 1), 0), (0, 2), None).unwrap();
-    let mut steps = 0;
-    while unit.begin_step(steps, &Plain).is_some() {
-        steps += 1;
-        if unit.end_step(steps).iter().any(|done| done.id == 1) {
-            break;
-        }
-        assert!(steps < 20, "it waits for ever");
-        let filler = 10 + steps;
-        unit.deliver((filler, &request(0, 1, 1), 0), (0, filler), None).unwrap();
-    }
-    assert!(steps > 8, "it was run before its next chunk could come");
+    assert_eq!(steps_of_short_plan(false), 2);
+    // While others keep the rank busy its next chunk may still come.
+    assert_eq!(steps_of_short_plan(true), 11);
 }
 
 proptest! {
     #[test]
     fn what_the_router_is_given_ends_once(
-        round_tokens in prop::option::of(1..2000u64),
+        round_tokens in prop::option::of(50..2000u64),
         prefill in 1..4u16,
         decode in 1..4u16,
         delay_us in 0..30_000u64,
@@ -418,7 +425,7 @@ proptest! {
         deaths in prop::collection::vec((0..5_000_000u64, any::<bool>(), 0..3u16), 0..3),
     ) {
         let mut setup = setup(both(prefill, decode));
-        setup.end_us = 1 << 40;
+        setup.end_us = 60_000_000;
         setup.news.order_delay_us = delay_us;
         for (at_us, of_decode, rank) in deaths {
             let (kind, ranks) = if of_decode { (Kind::Decode, decode) } else { (Kind::Prefill, prefill) };
