@@ -21,9 +21,13 @@ pub(crate) fn contenders() -> Vec<Contender> {
     all.push(peer("dynamo-rank-cohort", "dynamo-decode"));
     all.push(peer("staggered-prefill", "staggered-decode"));
     all.push(peer("lmetric", "bf-io"));
-    let policy = RoutingPolicy { round_tokens: Some(STEP_TOKENS), ..RoutingPolicy::default() };
-    all.push(Contender::Evenkeel { name: "Evenkeel, whole prompts", policy: RoutingPolicy::default() });
-    all.push(Contender::Evenkeel { name: "Evenkeel, chunks", policy });
+    let evenkeel = |name, policy| Contender::Evenkeel { name, policy };
+    let whole = RoutingPolicy { cohort_tokens: Some(STEP_TOKENS), ..RoutingPolicy::default() };
+    let chunks = RoutingPolicy { round_tokens: Some(STEP_TOKENS), ..RoutingPolicy::default() };
+    let moves = RoutingPolicy { migrations_per_step: 1, ..chunks.clone() };
+    all.push(evenkeel("Evenkeel, whole prompts", whole));
+    all.push(evenkeel("Evenkeel, chunks", chunks));
+    all.push(evenkeel("Evenkeel, chunks and moves", moves));
     all
 }
 

@@ -222,7 +222,7 @@ impl<'a> Run<'a> {
                 Kind::Decode => self.end_decode_step(unit),
             },
             Event::Report { unit } => self.report(unit),
-            Event::HandedOver { id, unit, rank, number } => self.hand_over(id, unit, rank, number)?,
+            Event::HandedOver { id, unit, number } => self.hand_over(id, unit, number)?,
             Event::Copied { id, unit, to } => self.units[unit].decode().copied(id, to),
             Event::Incident { index } => self.incident(index),
             Event::Wake { .. } => {}
@@ -389,7 +389,7 @@ impl<'a> Run<'a> {
                 self.units[prefill].send(standing.prefill_rank, from_us, transfer_us)
             }
         };
-        self.schedule.at(at, Event::HandedOver { id, unit, rank, number });
+        self.schedule.at(at, Event::HandedOver { id, unit, number });
         Ok(())
     }
 
@@ -398,23 +398,28 @@ impl<'a> Run<'a> {
         if place.kind == Kind::Prefill || usize::from(from.max(to)) >= place.port_free_us.len() {
             return Err(self.wrong(id, "the unit has no such rank to move between"));
         }
-        // It may have ended, or be waiting, while the order was on its way.
-        let Some((kv, rank)) = place.decode().running(id) else { return Ok(()) };
-        if rank != from {
-            return Err(self.wrong(id, "the request runs on another rank"));
+        // Its KV may be on the way still: then it goes to the other rank at once.
+        if !place.decode().has(id) {
+            self.standing[id as usize - 1].decode_rank = to;
+            return Ok(());
         }
+        // It may wait, or an earlier move of it found no room: an engine refuses to move what does not run where it is said to.
+        let Some((kv, _)) = place.decode().running(id).filter(|&(_, rank)| rank == from) else {
+            return Ok(());
+        };
         let way = self.setup.hand_off();
         let at = place.send(from, self.now_us + way.latency_us, way.transfer_us(kv));
         self.schedule.at(at, Event::Copied { id, unit, to });
         Ok(())
     }
 
-    fn hand_over(&mut self, id: u64, unit: usize, rank: u16, number: u64) -> Result<(), SimulationError> {
+    fn hand_over(&mut self, id: u64, unit: usize, number: u64) -> Result<(), SimulationError> {
         if !self.is_open(id) {
             return Ok(());
         }
         let request = self.request(id);
-        let from_prefill = self.standing[id as usize - 1].prefill.is_some();
+        let standing = self.standing[id as usize - 1];
+        let (from_prefill, rank) = (standing.prefill.is_some(), standing.decode_rank);
         // Prefill made the first token already.
         let left = request.output_tokens - u64::from(from_prefill);
         let given = (id, request.prompt_tokens, left);

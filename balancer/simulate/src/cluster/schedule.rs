@@ -14,7 +14,7 @@ pub(super) enum Event {
     /// A policy hears from the ranks.
     Report { unit: usize },
     /// A request's KV has arrived at its decode rank.
-    HandedOver { id: u64, unit: usize, rank: u16, number: u64 },
+    HandedOver { id: u64, unit: usize, number: u64 },
     /// The KV of a running request is complete on another rank.
     Copied { id: u64, unit: usize, to: u16 },
     /// Something happens to a rank.
