@@ -4,7 +4,8 @@ use super::class::{Class, WEIGHT_MAX, duration};
 use super::order::{InOrder, Turn};
 use super::{Priority, TenantId};
 use crate::routing::{LIVE_MAX, RequestId};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use rustc_hash::FxHashMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Bounds and shares of a [`FairQueue`].
 #[derive(Debug, Clone, PartialEq)]
@@ -104,9 +105,9 @@ pub(super) type Place = (TenantId, Priority, u64);
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct FairQueue {
     policy: FairPolicy,
-    places: HashMap<RequestId, Place>,
+    places: FxHashMap<RequestId, Place>,
     held: BTreeMap<Place, (RequestId, u64)>,
-    tenants: HashMap<TenantId, Tenant>,
+    tenants: FxHashMap<TenantId, Tenant>,
     /// Tenants by requests held per weight.
     fullness: BTreeSet<(u64, TenantId)>,
     interactive: Class,
@@ -135,9 +136,9 @@ impl FairQueue {
         let turn = Turn::new(policy.batch_share);
         Ok(Self {
             policy,
-            places: HashMap::new(),
+            places: FxHashMap::default(),
             held: BTreeMap::new(),
-            tenants: HashMap::new(),
+            tenants: FxHashMap::default(),
             fullness: BTreeSet::new(),
             interactive: Class::default(),
             batch: Class::default(),

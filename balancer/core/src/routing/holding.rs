@@ -3,7 +3,7 @@
 use super::{BlockHash, Decision, REFUSED_HELD_FULL, REFUSED_TENANT_HELD_FULL, RequestId, RoutingEvent};
 use crate::fair_queue::{Admission, FairQueue, HeldRequest, InvalidFairPolicy, Refusal, TenantId};
 use crate::policy::RoutingPolicy;
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 use std::sync::Arc;
 
 /// Held requests in the order in which they are served, with what the ledger does not need of them.
@@ -12,7 +12,7 @@ use std::sync::Arc;
 pub(super) struct Holding {
     queue: FairQueue,
     /// Of the held requests that have any.
-    blocks: HashMap<RequestId, Arc<[BlockHash]>>,
+    blocks: FxHashMap<RequestId, Arc<[BlockHash]>>,
     held_max: usize,
     tenant_held_max: usize,
 }
@@ -21,7 +21,7 @@ impl Holding {
     pub(super) fn new(policy: &RoutingPolicy) -> Result<Self, InvalidFairPolicy> {
         let queue = FairQueue::new(policy.fairness())?;
         let (held_max, tenant_held_max) = (policy.held_max, policy.fairness().tenant_held_max);
-        Ok(Self { queue, blocks: HashMap::new(), held_max, tenant_held_max })
+        Ok(Self { queue, blocks: FxHashMap::default(), held_max, tenant_held_max })
     }
 
     /// Takes an arrival whose service costs so much. Whoever has no room any more, the arrival itself or one that was

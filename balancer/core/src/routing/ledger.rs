@@ -7,7 +7,8 @@ use crate::decode::{RankLoad, Running, RunningRequests};
 use crate::ids::Rank;
 use crate::prefill::{Prompt, Work};
 use crate::units::{Millis, Tokens};
-use std::collections::{BTreeMap, HashMap};
+use rustc_hash::FxHashMap;
+use std::collections::BTreeMap;
 
 /// Where a unit's step count stops: at 30 ms a step, after a thousand years. KV sums of
 /// [`LIVE_MAX`](super::LIVE_MAX) requests that gained so many tokens each still fit 63 bits.
@@ -110,7 +111,7 @@ pub struct LedgerTotals {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Ledger {
-    live: HashMap<RequestId, Live>,
+    live: FxHashMap<RequestId, Live>,
     /// Held requests by order of arrival.
     held: BTreeMap<u64, RequestId>,
     ranks: Vec<RankLedger>,
@@ -124,7 +125,7 @@ pub(super) struct Ledger {
 impl Ledger {
     pub(super) fn new(ranks: u16) -> Self {
         Self {
-            live: HashMap::new(),
+            live: FxHashMap::default(),
             held: BTreeMap::new(),
             ranks: vec![RankLedger::new(RankPhase::Up, 0); ranks.into()],
             steps: 0,
