@@ -115,8 +115,11 @@ impl Router {
         if ranks.is_empty() {
             return;
         }
-        let pinned: Vec<Vec<(RequestId, Prompt)>> =
+        let StepCost { token_us, pair_us, .. } = self.fit.cost();
+        let pair_cost = if token_us > 0.0 { pair_us / token_us } else { RoundBudget::of(0).pair_cost };
+        let mut pinned: Vec<Vec<(RequestId, Prompt)>> =
             ranks.iter().map(|&rank| self.ledger.pinned_prompts(rank).collect()).collect();
+        let held = self.send_home(ranks, held, pair_cost, &mut pinned);
         let backlog = |(&rank, prompts): (&Rank, &Vec<(RequestId, Prompt)>)| {
             let [first, second] = self.ledger.outstanding(rank);
             let pinned = prompts.iter().map(|(_, prompt)| *prompt).collect();
@@ -124,8 +127,6 @@ impl Router {
         };
         let backlogs: Vec<RankBacklog> = ranks.iter().zip(&pinned).map(backlog).collect();
         let prompts: Vec<Prompt> = held.iter().map(|&request| self.ledger.rest(request)).collect();
-        let StepCost { token_us, pair_us, .. } = self.fit.cost();
-        let pair_cost = if token_us > 0.0 { pair_us / token_us } else { RoundBudget::of(0).pair_cost };
         let round = plan_round(&backlogs, &prompts, &RoundBudget { tokens: round_tokens, pair_cost });
         if round.chunks.is_empty() {
             return;
@@ -133,9 +134,12 @@ impl Router {
         self.note_cohort(round.chunks.len(), round.tokens, round.attention);
         for chunk in &round.chunks {
             let rank = ranks[chunk.rank];
-            let request = match chunk.prompt {
-                Source::Pinned(index) => pinned[chunk.rank][index].0,
-                Source::Held(index) => held[index],
+            let (request, hit) = match chunk.prompt {
+                Source::Pinned(index) => {
+                    let (request, prompt) = pinned[chunk.rank][index];
+                    (request, prompt.context)
+                }
+                Source::Held(index) => (held[index], 0),
             };
             if self.ledger.rank_of(request).is_none() {
                 self.counters.dispatched += 1;
@@ -143,7 +147,7 @@ impl Router {
                     self.expect_prefixes(rank, &blocks);
                 }
             }
-            let number = self.ledger.dispatch(request, rank, chunk.microbatch, Some(chunk.tokens), 0);
+            let number = self.ledger.dispatch(request, rank, chunk.microbatch, Some(chunk.tokens), hit);
             let tokens = Some(Tokens(chunk.tokens));
             decisions.push(Decision::Dispatch {
                 request,
@@ -153,5 +157,44 @@ impl Router {
                 tokens,
             });
         }
+    }
+
+    /// Held prompts that some rank has a prefix of join what is pinned to it, unless its backlog outweighs the prefix: what it takes
+    /// there, after what is there, against what it takes on the rank with the least. The rest are returned in their order.
+    fn send_home(
+        &self,
+        ranks: &[Rank],
+        held: &[RequestId],
+        pair_cost: f64,
+        pinned: &mut [Vec<(RequestId, Prompt)>],
+    ) -> Vec<RequestId> {
+        let cost_of = |work: Work| work.tokens as f64 + pair_cost * work.attention as f64;
+        let cost = |prompt: &Prompt| cost_of(Work::of(prompt.context, prompt.remaining));
+        let load = |(&rank, prompts): (&Rank, &Vec<(RequestId, Prompt)>)| {
+            let [first, second] = self.ledger.outstanding(rank);
+            cost_of(first + second) + prompts.iter().map(|(_, prompt)| cost(prompt)).sum::<f64>()
+        };
+        let mut loads: Vec<f64> = ranks.iter().zip(&*pinned).map(load).collect();
+        let mut scratch = Vec::new();
+        let mut free = Vec::with_capacity(held.len());
+        for &request in held {
+            let item = self.item(request, ranks, &mut scratch);
+            let whole = item.prompt;
+            let at = |tokens: u64| {
+                let context = tokens.min(whole.context + whole.remaining - 1);
+                Prompt { context, remaining: whole.context + whole.remaining - context }
+            };
+            let there = |hit: &Hit| loads[hit.rank] + cost(&at(hit.tokens));
+            let best = item.hits.iter().min_by(|x, y| there(x).total_cmp(&there(y)));
+            let least = loads.iter().copied().fold(f64::INFINITY, f64::min) + cost(&whole);
+            match best.filter(|hit| there(hit) <= least) {
+                Some(&Hit { rank, tokens }) => {
+                    loads[rank] += cost(&at(tokens));
+                    pinned[rank].push((request, at(tokens)));
+                }
+                None => free.push(request),
+            }
+        }
+        free
     }
 }

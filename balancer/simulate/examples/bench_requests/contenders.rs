@@ -22,10 +22,9 @@ pub(crate) fn contenders() -> Vec<Contender> {
     all.push(peer("staggered-prefill", "staggered-decode"));
     all.push(peer("lmetric", "bf-io"));
     let evenkeel = |name, policy| Contender::Evenkeel { name, policy };
-    let whole = RoutingPolicy { cohort_tokens: Some(STEP_TOKENS), ..RoutingPolicy::default() };
     let chunks = RoutingPolicy { round_tokens: Some(STEP_TOKENS), ..RoutingPolicy::default() };
     let moves = RoutingPolicy { migrations_per_step: 1, ..chunks.clone() };
-    all.push(evenkeel("Evenkeel, whole prompts", whole));
+    all.push(evenkeel("Evenkeel, whole prompts", RoutingPolicy::default()));
     all.push(evenkeel("Evenkeel, chunks", chunks));
     all.push(evenkeel("Evenkeel, chunks and moves", moves));
     all
