@@ -81,8 +81,10 @@ pub(crate) fn run(seeds: &[u64], figures: &mut Figures) -> Table {
     table
 }
 
+type Quantity = (&'static str, fn(&StepFigures) -> f64);
+
 /// What is measured of each, by the name of its figure.
-const QUANTITIES: [(&str, fn(&StepFigures) -> f64); 5] = [
+const QUANTITIES: [Quantity; 5] = [
     ("step", |f| f.step),
     ("KV", |f| f.kv),
     ("requests", |f| f.requests),

@@ -17,6 +17,8 @@ pub(crate) struct Goal {
     ours: f64,
     bound: Bound,
     value: f64,
+    /// Whether to reach the bound is not enough.
+    beyond: bool,
     /// The best that a peer has of the same in this run.
     peer: Option<(String, f64)>,
 }
@@ -39,7 +41,7 @@ impl Goal {
             Bound::AtLeast => peers.next_back(),
         };
         let peer = peer.map(|(name, value)| (name.to_owned(), value));
-        Self { what: format!("{case}: {policy}, {quantity}"), ours, bound, value, peer }
+        Self { what: format!("{case}: {policy}, {quantity}"), ours, bound, value, beyond: false, peer }
     }
 
     /// Better than every peer.
@@ -50,12 +52,14 @@ impl Goal {
         is_peer: impl Fn(&str) -> bool,
     ) -> Self {
         let mut goal = Self::of(figures, names, bound, f64::NAN, is_peer);
+        goal.beyond = true;
         goal.value = goal.peer.as_ref().map_or(f64::NAN, |(_, value)| *value);
         goal
     }
 
     fn verdict(&self) -> &'static str {
         let met = match self.bound {
+            _ if self.beyond && self.ours == self.value => false,
             Bound::AtMost => self.ours <= self.value,
             Bound::AtLeast => self.ours >= self.value,
         };
@@ -64,6 +68,8 @@ impl Goal {
 
     fn bound(&self) -> &'static str {
         match self.bound {
+            Bound::AtMost if self.beyond => "below",
+            Bound::AtLeast if self.beyond => "above",
             Bound::AtMost => "at most",
             Bound::AtLeast => "at least",
         }
