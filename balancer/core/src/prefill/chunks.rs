@@ -105,7 +105,7 @@ pub fn plan_round(ranks: &[RankBacklog], held: &[Prompt], budget: &RoundBudget) 
 }
 
 /// Held prompts that are looked at, per rank: the oldest of a longer queue. Bounds the time of a plan.
-const HELD_PER_RANK: usize = 64;
+pub const HELD_PER_RANK: usize = 64;
 
 /// Doublings of the attention target at most: from a pair a token to contexts of a million.
 const DOUBLINGS_MAX: usize = 20;

@@ -13,7 +13,7 @@ mod supply;
 mod target;
 mod work;
 
-pub use chunks::{Chunk, Prompt, RankBacklog, Round, RoundBudget, Source, plan_round};
+pub use chunks::{Chunk, HELD_PER_RANK, Prompt, RankBacklog, Round, RoundBudget, Source, plan_round};
 pub use cohort::{Assignment, Cohort, MICROBATCHES, assign};
 pub use item::{Hit, Item};
 pub use work::{Imbalance, Work};

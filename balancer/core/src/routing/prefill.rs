@@ -5,7 +5,8 @@ use super::{Decision, RequestId, Router, RoutingEvent};
 use crate::cost_fit::StepCost;
 use crate::ids::Rank;
 use crate::prefill::{
-    Cohort, Hit, Item, MICROBATCHES, Prompt, RankBacklog, RoundBudget, Source, Work, assign, plan_round,
+    Cohort, HELD_PER_RANK, Hit, Item, MICROBATCHES, Prompt, RankBacklog, RoundBudget, Source, Work, assign,
+    plan_round,
 };
 use crate::units::{Millis, Tokens};
 
@@ -39,7 +40,9 @@ impl Router {
                     let draining: Vec<Rank> = self.ledger.ranks_in(RankPhase::Draining).collect();
                     self.dispatch_round(&draining, &[], round_tokens, decisions);
                     let up: Vec<Rank> = self.ledger.ranks_in(RankPhase::Up).collect();
-                    let held: Vec<RequestId> = self.holding.in_order().collect();
+                    // Each is looked up in the prefix index, and no more are planned with.
+                    let seen = HELD_PER_RANK * up.len();
+                    let held: Vec<RequestId> = self.holding.in_order().take(seen).collect();
                     self.dispatch_round(&up, &held, round_tokens, decisions);
                 }
                 None => self.dispatch_cohort(decisions),

@@ -1,7 +1,7 @@
 //! Properties of [`Router`] under any order of events, and its refusals one by one.
 
 use super::*;
-use crate::prefill::{MICROBATCHES, Work};
+use crate::prefill::{HELD_PER_RANK, MICROBATCHES, Work};
 use crate::prefix::PrefixPolicy;
 use crate::routing::{
     BlockHash, DispatchNumber, EVENTS_MAX, KvChange, Priority, REFUSED_HELD_FULL, REFUSED_TENANT_HELD_FULL,
@@ -1001,6 +1001,26 @@ fn chunks_run_where_the_prefix_is_unless_that_rank_has_too_much_to_do() {
     check(&[], |rank| rank == Rank(1), 48);
     let busy = [down(0), arrive(9, 40_000, 0), RoutingEvent::Tick];
     check(&busy, |rank| rank == Rank(0), ROUND_TOKENS);
+}
+
+#[test]
+fn a_long_queue_is_looked_up_as_far_as_it_is_planned_with() {
+    let family: Vec<u64> = family_blocks(1, 2048).iter().map(|block| block.0).collect();
+    let goes_home = |before: u64| {
+        let mut router = Router::new(Role::Prefill, 2, chunked()).unwrap();
+        let mut batch = vec![kv(1, 1, &family)];
+        batch.extend((1..=before).map(|request| arrive(request, 40_000, 0)));
+        let mut last = arrive(before + 1, 2096, 0);
+        if let RoutingEvent::Arrive { blocks, .. } = &mut last {
+            *blocks = family_blocks(1, 2096);
+        }
+        batch.extend([last, RoutingEvent::Tick]);
+        let decisions = router.apply(Millis(0), &batch).unwrap();
+        let last = |d: &Decision| matches!(d, Decision::Dispatch { request, .. } if request.0 == before + 1);
+        decisions.iter().any(last)
+    };
+    let seen = 2 * HELD_PER_RANK as u64;
+    assert!(goes_home(seen - 1) && !goes_home(seen));
 }
 
 #[test]
