@@ -124,10 +124,3 @@ fn runs_stand_in_the_order_of_goodput_then_of_steps() {
     let keys: Vec<&str> = runs.iter().map(|run| run.key.as_str()).collect();
     assert_eq!(keys, ["peer-1", "peer-2", "evenkeel"]);
 }
-
-/// Not a test: writes the made-up page where it can be looked at.
-#[test]
-#[ignore = "writes a file for the eye"]
-fn a_page_to_look_at() {
-    std::fs::write(std::env::temp_dir().join("simulation.html"), report(20).html()).expect("written");
-}
