@@ -13,6 +13,7 @@ pub mod http;
 pub mod metrics;
 pub mod page;
 pub mod push;
+pub mod records;
 pub mod routing;
 pub mod serve;
 mod simulation_report;

@@ -18,6 +18,7 @@ pub mod policy;
 pub mod prefill;
 pub mod prefix;
 pub mod protocol;
+pub mod records;
 pub mod report;
 pub mod routing;
 pub mod snapshot;
