@@ -2,6 +2,7 @@
 //! directory. Nothing sleeps to wait: everything waited for is polled until a deadline.
 #![forbid(unsafe_code)]
 
+pub mod fault_proxy;
 pub mod http;
 pub mod process;
 pub mod rig;
