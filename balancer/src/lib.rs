@@ -2,6 +2,7 @@
 //! around them: streams, store, clocks, metrics.
 #![forbid(unsafe_code)]
 
+pub mod certificates;
 pub mod cli;
 pub mod config;
 pub mod control_loop;
@@ -14,6 +15,7 @@ pub mod metrics;
 pub mod page;
 pub mod push;
 pub mod routing;
+pub mod security;
 pub mod serve;
 mod simulation_report;
 pub mod status;
