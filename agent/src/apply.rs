@@ -6,6 +6,7 @@ use crate::transfer::client::{Cancel, Peer};
 use crate::transfer::{Request, WeightsDigest};
 use evenkeel_core::protocol::agent::{NodeMove, RefusalCode, Tally};
 use evenkeel_core::units::Bytes;
+use evenkeel_transport::Security;
 use evenkeel_worker::{SlotAddress, Source, WorkerBackend, WorkerError};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -70,6 +71,8 @@ pub struct Staging {
     pub peers: Vec<String>,
     /// Bandwidth.
     pub pacer: Arc<Pacer>,
+    /// How other nodes are connected to.
+    pub security: Security,
     /// Set when the attempt is not wanted any more.
     pub cancel: Cancel,
     /// Where progress is counted.
@@ -189,7 +192,8 @@ impl Staging {
         let destination = SlotAddress { layer, slot: next.slot.destination };
         let failed = |error| WorkerError::SourceFailed { address: destination, expert, error };
         if connection.as_ref().is_none_or(|(to, _)| *to != peer) {
-            let opened = Peer::connect(&self.peers[peer], self.cancel.clone()).map_err(failed)?;
+            let opened = Peer::connect(&self.peers[peer], &self.security, self.cancel.clone());
+            let opened = opened.map_err(failed)?;
             *connection = Some((peer, opened));
         }
         let (_, stream) = connection.as_mut().expect("just opened");

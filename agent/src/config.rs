@@ -5,6 +5,7 @@ use crate::failure::Failure;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use evenkeel_core::ids::{NodeId, Rank, UnitId};
 use evenkeel_core::topology::{Role, UnitShape};
+use evenkeel_transport::security::SecuritySettings;
 use serde::Deserialize;
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -68,6 +69,38 @@ pub struct VerifyFlags {
     /// Form of the result on standard output
     #[arg(long, value_enum, default_value = "table")]
     pub output: Output,
+    /// How the balancer is asked.
+    #[command(flatten)]
+    pub tls: TlsFlags,
+}
+
+/// Certificates of a command.
+#[derive(Debug, Default, Args)]
+pub struct TlsFlags {
+    /// Certificates of the authorities that are trusted (PEM); turns TLS on, with the two below
+    #[arg(id = "verify_tls_ca", long = "tls-ca", env = "EVENKEEL_AGENT_TLS_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// Certificate of the caller (PEM)
+    #[arg(id = "verify_tls_cert", long = "tls-cert", env = "EVENKEEL_AGENT_TLS_CERT", value_name = "FILE")]
+    pub certificate: Option<PathBuf>,
+    /// Private key of the certificate (PEM)
+    #[arg(id = "verify_tls_key", long = "tls-key", env = "EVENKEEL_AGENT_TLS_KEY", value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// Allow plaintext beyond loopback: for closed networks only
+    #[arg(id = "verify_insecure_plaintext", long = "insecure-plaintext")]
+    pub insecure_plaintext: bool,
+}
+
+impl TlsFlags {
+    /// What they say.
+    pub fn settings(&self) -> SecuritySettings {
+        SecuritySettings {
+            ca: self.ca.clone(),
+            certificate: self.certificate.clone(),
+            key: self.key.clone(),
+            insecure_plaintext: self.insecure_plaintext,
+        }
+    }
 }
 
 /// What a unit is for.
@@ -156,6 +189,24 @@ pub struct Settings {
     /// Paces staging, local copies included, so that it leaves bandwidth to inference; 0 does not [default: 0]
     #[arg(long, env = "EVENKEEL_AGENT_TRANSFER_BYTES_PER_SECOND", value_name = "N")]
     pub transfer_bytes_per_second: Option<u64>,
+    /// Certificates of the authorities that are trusted (PEM); turns TLS on for every port, with the two below
+    #[arg(long, env = "EVENKEEL_AGENT_TLS_CA", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// Certificate of this node's agent (PEM)
+    #[arg(long, env = "EVENKEEL_AGENT_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of the certificate (PEM)
+    #[arg(long, env = "EVENKEEL_AGENT_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Allow plaintext beyond loopback: for closed networks only [default: false]
+    #[arg(
+        long,
+        env = "EVENKEEL_AGENT_INSECURE_PLAINTEXT",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    pub insecure_plaintext: Option<bool>,
     /// What to log to standard error, as in info or evenkeel_agent=debug [default: info]
     #[arg(long, env = "EVENKEEL_AGENT_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -175,7 +226,7 @@ impl Settings {
         merge!(self, file;
             balancer, cluster, node, unit, role, layers, experts, top_k, ranks_total, ranks, slots_per_rank,
             spare_per_rank, expert_bytes, weights_seed, state_dir, metrics, transfer, advertise, engine,
-            transfer_bytes_per_second, log,
+            transfer_bytes_per_second, tls_ca, tls_cert, tls_key, insecure_plaintext, log,
         )
     }
 }
@@ -209,6 +260,8 @@ pub struct Config {
     pub engine: SocketAddr,
     /// Pace of staging; 0 is unlimited.
     pub transfer_bytes_per_second: u64,
+    /// How connections are secured.
+    pub security: SecuritySettings,
     /// Log filter.
     pub log: String,
 }
@@ -335,6 +388,12 @@ fn resolve(settings: Settings, file: &str) -> Result<Config, Failure> {
         advertise: settings.advertise,
         engine: settings.engine.unwrap_or_else(|| loopback(7412)),
         transfer_bytes_per_second: settings.transfer_bytes_per_second.unwrap_or(0),
+        security: SecuritySettings {
+            ca: settings.tls_ca,
+            certificate: settings.tls_cert,
+            key: settings.tls_key,
+            insecure_plaintext: settings.insecure_plaintext.unwrap_or(false),
+        },
         log: settings.log.unwrap_or_else(|| "info".to_owned()),
     })
 }

@@ -9,6 +9,7 @@ pub mod ledger;
 pub mod metrics;
 pub mod reconcile;
 pub mod run;
+pub mod security;
 pub mod session;
 pub mod simulated_engine;
 pub mod start;

@@ -4,18 +4,20 @@ use crate::failure::Failure;
 use axum::Router;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
+use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use evenkeel_transport::http::viewers_only;
+use evenkeel_transport::{Incoming, Observer, PeerInfo};
 use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use std::sync::Arc;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 const METADATA: Metadata<'static> = Metadata::new("evenkeel_agent", Level::INFO, None);
 
 /// Counters with their help texts.
-const COUNTERS: [(&str, &str); 7] = [
+const COUNTERS: [(&str, &str); 10] = [
     ("evenkeel_agent_bytes_moved_total", "Expert bytes staged, by path: local copies or fetched from peers."),
     ("evenkeel_agent_slots_verified_total", "Slots whose staged bytes were compared with their fingerprint."),
     ("evenkeel_agent_results_total", "Answers to plan commands, by outcome and refusal code."),
@@ -26,15 +28,35 @@ const COUNTERS: [(&str, &str); 7] = [
         "Load segments dropped because they could not be sent in time.",
     ),
     ("evenkeel_agent_reports_total", "Reports sent to the balancer."),
+    (
+        "evenkeel_agent_auth_failures_total",
+        "Connections and calls that failed for who a side is or did not show, by code.",
+    ),
+    (
+        "evenkeel_agent_connections_refused_total",
+        "Connections not taken for a bound or a fault of this host, by port and code.",
+    ),
+    (
+        "evenkeel_agent_certificate_reloads_total",
+        "Changes of the certificate's files, by outcome: reloaded, or broken (the old ones stay in use).",
+    ),
 ];
 
 /// Gauges with their help texts.
-const GAUGES: [(&str, &str); 5] = [
+const GAUGES: [(&str, &str); 7] = [
     ("evenkeel_agent_connected", "1 while the balancer has welcomed this agent, else 0."),
     ("evenkeel_agent_applied_epoch", "Epoch of the plan in service; -1 before the workers hold weights."),
     ("evenkeel_agent_engine_step", "Last step that the engine ran."),
     ("evenkeel_agent_spare_slots", "Physical slots of this node that the plan in service leaves empty."),
     ("evenkeel_agent_staged_slots", "Slots staged for the plan under way."),
+    (
+        "evenkeel_agent_certificate_expiry_timestamp_seconds",
+        "When the certificate in use ends, in seconds since 1970; without TLS there is none.",
+    ),
+    (
+        "evenkeel_agent_insecure_plaintext",
+        "1 while plaintext is allowed on addresses that are not loopback, else 0.",
+    ),
 ];
 
 /// Handles to every metric. Each agent has its own recorder, so that several can run in one process.
@@ -62,6 +84,8 @@ pub struct AgentMetrics {
     pub dropped_segments: Counter,
     /// Reports sent.
     pub reports: Counter,
+    /// 1 while plaintext is allowed everywhere.
+    pub insecure_plaintext: Gauge,
 }
 
 impl std::fmt::Debug for AgentMetrics {
@@ -100,12 +124,19 @@ impl Default for AgentMetrics {
             staged_slots: gauge("evenkeel_agent_staged_slots"),
             dropped_segments: counter("evenkeel_agent_dropped_segments_total"),
             reports: counter("evenkeel_agent_reports_total"),
+            insecure_plaintext: gauge("evenkeel_agent_insecure_plaintext"),
             recorder,
         };
         metrics.applied_epoch.set(-1.0);
         // Series that exist from the start show a rate from their first event on.
         metrics.result("applied", "").increment(0);
         metrics.transfer_request("ok").increment(0);
+        metrics
+            .counter("evenkeel_agent_auth_failures_total", &[("code", "certificate_expired")])
+            .increment(0);
+        let refused = [("port", "transfer"), ("code", "too_many_connections")];
+        metrics.counter("evenkeel_agent_connections_refused_total", &refused).increment(0);
+        metrics.counter("evenkeel_agent_certificate_reloads_total", &[("outcome", "reloaded")]).increment(0);
         metrics
     }
 }
@@ -126,9 +157,35 @@ impl AgentMetrics {
         self.recorder.register_counter(&key, &METADATA)
     }
 
+    fn counter(&self, name: &'static str, labels: &[(&'static str, &'static str)]) -> Counter {
+        let labels: Vec<Label> = labels.iter().map(|(k, v)| Label::from_static_parts(k, v)).collect();
+        self.recorder.register_counter(&Key::from_parts(name, labels), &METADATA)
+    }
+
     /// Everything in the Prometheus text format.
     pub fn render(&self) -> String {
         self.recorder.handle().render()
+    }
+}
+
+impl Observer for AgentMetrics {
+    fn auth_failure(&self, code: &'static str) {
+        self.counter("evenkeel_agent_auth_failures_total", &[("code", code)]).increment(1);
+    }
+
+    fn connection_refused(&self, port: &'static str, code: &'static str) {
+        let labels = [("port", port), ("code", code)];
+        self.counter("evenkeel_agent_connections_refused_total", &labels).increment(1);
+    }
+
+    fn certificate_expiry(&self, unix_seconds: i64) {
+        // Registered here and not before: a time of 0 would look like a certificate that has ended.
+        let key = Key::from_name("evenkeel_agent_certificate_expiry_timestamp_seconds");
+        self.recorder.register_gauge(&key, &METADATA).set(unix_seconds as f64);
+    }
+
+    fn certificate_reload(&self, outcome: &'static str) {
+        self.counter("evenkeel_agent_certificate_reloads_total", &[("outcome", outcome)]).increment(1);
     }
 }
 
@@ -139,15 +196,17 @@ async fn page(State(metrics): State<Arc<AgentMetrics>>) -> impl IntoResponse {
 /// Serves /metrics and /healthz until shutdown. Health means alive: an agent without a balancer is healthy,
 /// since it keeps what is served.
 pub async fn serve(
-    listener: TcpListener,
+    incoming: Incoming,
     metrics: Arc<AgentMetrics>,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), Failure> {
+    let observer: Arc<dyn Observer> = metrics.clone();
     let router = Router::new()
         .route("/metrics", get(page))
+        .route_layer(from_fn_with_state(observer, viewers_only))
         .route("/healthz", get(async || "ok\n"))
         .with_state(metrics);
-    axum::serve(listener, router)
+    axum::serve(incoming, router.into_make_service_with_connect_info::<PeerInfo>())
         .with_graceful_shutdown(async move {
             // An error means that the sender is gone: that is a shutdown too.
             let _ = shutdown.wait_for(|stop| *stop).await;
@@ -164,6 +223,7 @@ mod tests {
     fn every_metric_has_a_help_text() {
         let metrics = AgentMetrics::default();
         metrics.result("refused", "stale_term").increment(1);
+        metrics.certificate_expiry(1);
         let text = metrics.render();
         for (name, help) in COUNTERS.iter().chain(&GAUGES) {
             assert!(text.contains(&format!("# HELP {name} {help}\n")), "{name} in {text}");

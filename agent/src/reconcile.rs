@@ -13,6 +13,7 @@ use evenkeel_core::plan::Plan;
 use evenkeel_core::protocol::agent::{Action, Agent, Command, Event, PlanId, RefusalCode};
 use evenkeel_core::units::Millis;
 use evenkeel_proto::v1;
+use evenkeel_transport::Security;
 use evenkeel_worker::{WorkerBackend, WorkerError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -86,6 +87,7 @@ pub struct Reconciler {
     worker: Arc<dyn WorkerBackend>,
     weights: WeightsDigest,
     pacer: Arc<Pacer>,
+    security: Security,
     metrics: Arc<AgentMetrics>,
     inputs: mpsc::Receiver<Input>,
     applied: watch::Sender<Option<PlanId>>,
@@ -106,6 +108,7 @@ impl Reconciler {
         worker: Arc<dyn WorkerBackend>,
         weights: WeightsDigest,
         pacer: Pacer,
+        security: Security,
         metrics: Arc<AgentMetrics>,
     ) -> (Self, Link) {
         let (sender, inputs) = mpsc::channel(INPUTS_MAX);
@@ -117,6 +120,7 @@ impl Reconciler {
             worker,
             weights,
             pacer: Arc::new(pacer),
+            security,
             metrics,
             inputs,
             applied,
@@ -193,6 +197,7 @@ impl Reconciler {
                     moves,
                     peers,
                     pacer: self.pacer.clone(),
+                    security: self.security.clone(),
                     cancel: self.cancel.clone(),
                     metrics: self.metrics.clone(),
                 };

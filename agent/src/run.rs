@@ -6,12 +6,15 @@ use crate::failure::Failure;
 use crate::ledger::replace;
 use crate::metrics::{self, AgentMetrics};
 use crate::reconcile::Reconciler;
+use crate::security;
 use crate::session::{LoadFeed, Session};
 use crate::simulated_engine::SimulatedEngine;
 use crate::start::{self, State};
 use crate::transfer::server;
 use evenkeel_proto::v1::simulated_engine_service_server::SimulatedEngineServiceServer;
 use evenkeel_proto::{MESSAGE_BYTES_MAX, PROTOCOL_VERSION, v1};
+use evenkeel_transport::authorise::Authorise;
+use evenkeel_transport::{Incoming, Port, Security, reload};
 use std::collections::hash_map::RandomState;
 use std::fs::File;
 use std::hash::{BuildHasher as _, Hasher as _};
@@ -21,7 +24,6 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tonic::transport::server::TcpIncoming;
 
 /// Where a running agent listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,31 +88,37 @@ async fn bind(name: &str, address: SocketAddr) -> Result<(TcpListener, SocketAdd
 
 /// Starts an agent. When this returns, everything listens and `ports.json` says where.
 pub async fn start(config: Config) -> Result<Running, Failure> {
+    let metrics = Arc::new(AgentMetrics::default());
+    let security = security::open(&config, &metrics)?;
     let (listeners, ports) = Listeners::bind(&config).await?;
     let opening = config.clone();
     let State { agent, ledger, worker, lock } = tokio::task::spawn_blocking(move || start::open(&opening))
         .await
         .map_err(|error| Failure::other("bug", error))??;
     let weights = start::weights_digest(&config);
-    let metrics = Arc::new(AgentMetrics::default());
     let loads = Arc::new(LoadFeed::default());
     let pacer = Pacer::new(config.transfer_bytes_per_second);
-    let (reconciler, link) = Reconciler::new(agent, ledger, worker.clone(), weights, pacer, metrics.clone());
+    let incoming = |listener, port| accept(listener, port, &security, &metrics);
+    let (reconciler, link) =
+        Reconciler::new(agent, ledger, worker.clone(), weights, pacer, security.clone(), metrics.clone());
     let (shutdown, stop) = watch::channel(false);
     let mut tasks = JoinSet::new();
     tasks.spawn(reconciler.run(stop.clone()));
-    tasks.spawn(metrics::serve(listeners.metrics, metrics.clone(), stop.clone()));
+    tasks.spawn(metrics::serve(incoming(listeners.metrics, Port::Metrics), metrics.clone(), stop.clone()));
     let connections_max = server::CONNECTIONS_MAX;
     let serve = server::Serve { worker: worker.clone(), weights, metrics: metrics.clone(), connections_max };
-    let transfer = server::run(listeners.transfer, serve, stop.clone());
+    let transfer = server::run(incoming(listeners.transfer, Port::Transfer), serve, stop.clone());
     tasks.spawn(async {
         transfer.await;
         Ok(())
     });
     let engine = SimulatedEngine { worker: worker.clone(), loads: loads.clone(), metrics: metrics.clone() };
-    tasks.spawn(serve_engine(listeners.engine, engine, stop.clone()));
+    let gate = Authorise::new(metrics.clone());
+    tasks.spawn(serve_engine(incoming(listeners.engine, Port::Engine), gate, engine, stop.clone()));
+    tasks.spawn(watch_certificates(security.clone(), metrics.clone(), stop.clone()));
     let hello = hello(&config, ports, weights);
-    let session = Session { balancer: config.balancer.clone(), hello, link, worker, loads, metrics };
+    let balancer = config.balancer.clone();
+    let session = Session { balancer, security, hello, link, worker, loads, metrics };
     tasks.spawn(async move {
         session.run(stop).await;
         Ok(())
@@ -140,17 +148,34 @@ fn hello(config: &Config, ports: Ports, weights: [u8; 32]) -> v1::Hello {
     }
 }
 
+fn accept(listener: TcpListener, port: Port, security: &Security, metrics: &Arc<AgentMetrics>) -> Incoming {
+    Incoming::new(listener, port, security.clone(), security::limits(port), metrics.clone())
+        .expect("a bound listener has an address")
+}
+
+async fn watch_certificates(
+    security: Security,
+    metrics: Arc<AgentMetrics>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), Failure> {
+    tokio::select! {
+        () = reload::watch(security, metrics) => {}
+        _ = stop.wait_for(|stop| *stop) => {}
+    }
+    Ok(())
+}
+
 async fn serve_engine(
-    listener: TcpListener,
+    incoming: Incoming,
+    gate: Authorise,
     engine: SimulatedEngine,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), Failure> {
     let service = SimulatedEngineServiceServer::new(engine)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let server = tonic::transport::Server::builder()
-        .add_service(service)
-        .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
+    let server =
+        tonic::transport::Server::builder().layer(gate).add_service(service).serve_with_incoming(incoming);
     tokio::select! {
         // Not graceful: a driver keeps its connection open for good.
         _ = stop.wait_for(|stop| *stop) => Ok(()),

@@ -11,6 +11,8 @@ use evenkeel_proto::v1::agent_service_client::AgentServiceClient;
 use evenkeel_proto::v1::sync_request::Message as Out;
 use evenkeel_proto::v1::sync_response::Message as In;
 use evenkeel_proto::{MESSAGE_BYTES_MAX, PROTOCOL_VERSION, v1};
+use evenkeel_transport::credentials::Server;
+use evenkeel_transport::{Fault, FaultCode, Observer as _, Security, dial};
 use evenkeel_worker::WorkerBackend;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -67,6 +69,8 @@ impl LoadFeed {
 pub struct Session {
     /// host:port of the balancer.
     pub balancer: String,
+    /// How it is connected to.
+    pub security: Security,
     /// Hello, but for what changes between streams.
     pub hello: v1::Hello,
     /// The reconciler.
@@ -157,15 +161,17 @@ impl Session {
     }
 
     async fn open(&self) -> Result<Open, End> {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.balancer)).map_err(lost)?;
-        let endpoint = endpoint
-            .connect_timeout(CONNECT_MAX)
-            .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
-            .keep_alive_timeout(KEEP_ALIVE_MAX)
-            .keep_alive_while_idle(true)
-            .tcp_nodelay(true);
-        let channel =
-            timeout(CONNECT_MAX, endpoint.connect()).await.map_err(lost)?.map_err(|e| lost(full(&e)))?;
+        let keep_alive = |endpoint: Endpoint| {
+            endpoint
+                .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
+                .keep_alive_timeout(KEEP_ALIVE_MAX)
+                .keep_alive_while_idle(true)
+        };
+        let dialled =
+            dial::connect(&self.security, Server::Balancer, &self.balancer, CONNECT_MAX, keep_alive);
+        let (channel, fault) = dialled.await.map_err(|fault| self.denied(fault))?;
+        // In TLS 1.3 a client hears only with the first answer that it is not wanted.
+        let status = |status| fault.get().map_or_else(|| self::status(status), |fault| self.denied(fault));
         let mut client = AgentServiceClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -183,6 +189,14 @@ impl Session {
         };
         let rhythm = self.welcome(welcome).await?;
         Ok(Open { out, inbound, results, rhythm })
+    }
+
+    /// No connection: for a reason of certificates it is counted.
+    fn denied(&self, fault: Fault) -> End {
+        if fault.code != FaultCode::Unreachable {
+            self.metrics.auth_failure(fault.code.as_str());
+        }
+        lost(fault)
     }
 
     fn introduce(&self, introduction: Introduction) -> v1::Hello {
@@ -298,17 +312,6 @@ fn lost(reason: impl ToString) -> End {
 
 fn status(status: tonic::Status) -> End {
     lost(format!("{:?}: {}", status.code(), status.message()))
-}
-
-/// An error with what caused it: tonic's own text says only "transport error".
-fn full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// The wait before the next attempt.

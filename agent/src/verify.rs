@@ -8,6 +8,8 @@ use evenkeel_core::ids::ExpertId;
 use evenkeel_core::plan::Plan;
 use evenkeel_proto::v1::admin_service_client::AdminServiceClient;
 use evenkeel_proto::{MESSAGE_BYTES_MAX, v1};
+use evenkeel_transport::credentials::Server;
+use evenkeel_transport::{Security, dial};
 use evenkeel_worker::SlotAddress;
 use evenkeel_worker::simulated::slots::SlotsFile;
 use evenkeel_worker::simulated::{CHUNK_BYTES, SimulatedWorker, weights};
@@ -59,14 +61,18 @@ pub struct Report {
 /// Where plans come from.
 enum Plans<'a> {
     File(Box<Plan>),
-    Admin(&'a str),
+    Admin(&'a str, Security),
 }
 
 /// Reads and compares.
 pub async fn run(flags: &VerifyFlags) -> Result<Report, Failure> {
     let plans = match &flags.plan {
         Some(path) => Plans::File(Box::new(read_plan(path)?)),
-        None => Plans::Admin(&flags.admin),
+        None => {
+            let security = flags.tls.settings().resolve(None)?;
+            security.check_target("--admin", &flags.admin)?;
+            Plans::Admin(&flags.admin, security)
+        }
     };
     let mut fetched: BTreeMap<String, Plan> = BTreeMap::new();
     let mut report = Report::default();
@@ -77,7 +83,7 @@ pub async fn run(flags: &VerifyFlags) -> Result<Report, Failure> {
         if !fetched.contains_key(&unit) {
             let plan = match &plans {
                 Plans::File(plan) => plan.as_ref().clone(),
-                Plans::Admin(admin) => fetch_plan(admin, &unit).await?,
+                Plans::Admin(admin, security) => fetch_plan(admin, security, &unit).await?,
             };
             fetched.insert(unit.clone(), plan);
         }
@@ -93,18 +99,21 @@ fn read_plan(path: &Path) -> Result<Plan, Failure> {
     Plan::try_from(&plan).map_err(|error| failed(error.to_string()))
 }
 
-async fn fetch_plan(admin: &str, unit: &str) -> Result<Plan, Failure> {
+async fn fetch_plan(admin: &str, security: &Security, unit: &str) -> Result<Plan, Failure> {
     let failed = |reason: String| {
         let message = format!("the plan of unit {unit} could not be had from {admin}: {reason}");
         Failure::other("balancer_unreachable", message)
     };
-    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{admin}"))
-        .map_err(|e| failed(e.to_string()))?;
-    let channel = endpoint.connect_timeout(ANSWER_MAX).timeout(ANSWER_MAX).connect().await;
-    let channel = channel.map_err(|error| failed(error.to_string()))?;
+    let limited = |endpoint: tonic::transport::Endpoint| endpoint.timeout(ANSWER_MAX);
+    let (channel, fault) = dial::connect(security, Server::Balancer, admin, ANSWER_MAX, limited)
+        .await
+        .map_err(|fault| failed(fault.to_string()))?;
     let mut client = AdminServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let request = v1::GetPlanRequest { unit: unit.to_owned(), epoch: None };
-    let answer = client.get_plan(request).await.map_err(|status| failed(status.message().to_owned()))?;
+    let answer = client.get_plan(request).await;
+    let answer = answer.map_err(|status| {
+        failed(fault.get().map_or_else(|| status.message().to_owned(), |fault| fault.to_string()))
+    })?;
     let plan = answer.into_inner().plan.ok_or_else(|| failed("the answer has no plan".to_owned()))?;
     Plan::try_from(&plan).map_err(|error| failed(error.to_string()))
 }

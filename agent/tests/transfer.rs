@@ -6,6 +6,7 @@ use evenkeel_agent::metrics::AgentMetrics;
 use evenkeel_agent::transfer::client::{Cancel, Peer};
 use evenkeel_agent::transfer::{Request, server};
 use evenkeel_core::ids::{ExpertId, LayerId};
+use evenkeel_transport::{Incoming, Limits, Port, Security};
 use evenkeel_worker::simulated::SimulatedWorker;
 use evenkeel_worker::{NodeLayout, SlotAddress, WorkerBackend as _};
 use std::io::{Read as _, Write as _};
@@ -39,7 +40,10 @@ async fn start(connections_max: usize) -> Server {
     let (stop, stopped) = watch::channel(false);
     let (held, metrics_held) = (worker.clone(), metrics.clone());
     let serve = server::Serve { worker: held, weights: [7; 32], metrics: metrics_held, connections_max };
-    tokio::spawn(server::run(listener, serve, stopped));
+    let limits = Limits::new(connections_max + 1);
+    let incoming =
+        Incoming::new(listener, Port::Transfer, Security::Loopback, limits, metrics.clone()).unwrap();
+    tokio::spawn(server::run(incoming, serve, stopped));
     Server { address, metrics, worker, _directory: directory, _stop: stop }
 }
 
@@ -58,7 +62,8 @@ fn fetch(peer: &mut Peer, request: &Request) -> Result<Vec<u8>, String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_is_given_away_only_as_what_it_holds() {
     let server = start(2).await;
-    let mut peer = Peer::connect(&server.address.to_string(), Cancel::default()).unwrap();
+    let mut peer =
+        Peer::connect(&server.address.to_string(), &Security::Loopback, Cancel::default()).unwrap();
     let mut expected = vec![0; 100];
     server.worker.read(request().slot, ExpertId(3), 0, &mut expected).unwrap();
     assert_eq!(fetch(&mut peer, &request()), Ok(expected.clone()));
@@ -95,7 +100,8 @@ async fn a_client_that_speaks_something_else_is_told_so_and_cut_off() {
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_beyond_the_limit_are_told_that_it_is_busy() {
     let server = start(1).await;
-    let connect = || Peer::connect(&server.address.to_string(), Cancel::default()).unwrap();
+    let connect =
+        || Peer::connect(&server.address.to_string(), &Security::Loopback, Cancel::default()).unwrap();
     let mut first = connect();
     assert!(fetch(&mut first, &request()).is_ok());
     // The answer may be cut off by the reset that an unread request causes.
@@ -114,7 +120,9 @@ fn check_answer(answer: &'static [u8], mention: &str) {
         stream.read_exact(&mut [0; 64]).unwrap();
         stream.write_all(answer).unwrap();
     });
-    let error = fetch(&mut Peer::connect(&address, Cancel::default()).unwrap(), &request()).unwrap_err();
+    let error =
+        fetch(&mut Peer::connect(&address, &Security::Loopback, Cancel::default()).unwrap(), &request())
+            .unwrap_err();
     assert!(error.contains(mention), "{error}");
     server.join().unwrap();
 }
@@ -137,7 +145,9 @@ fn a_server_that_misbehaves_is_an_error() {
 fn a_fetch_that_is_not_wanted_any_more_ends() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let cancel = Cancel::default();
-    let mut peer = Peer::connect(&listener.local_addr().unwrap().to_string(), cancel.clone()).unwrap();
+    let mut peer =
+        Peer::connect(&listener.local_addr().unwrap().to_string(), &Security::Loopback, cancel.clone())
+            .unwrap();
     cancel.cancel();
     assert!(fetch(&mut peer, &request()).unwrap_err().contains("not wanted"));
 }

@@ -5,6 +5,7 @@ use evenkeel_core::policy::{ExpertPolicy, HistoryPolicy, RoutingPolicy, SplitFor
 use evenkeel_core::prefix::PrefixPolicy;
 use evenkeel_core::routing::{Router, TenantId};
 use evenkeel_core::topology::Role;
+use evenkeel_transport::security::SecuritySettings;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -27,12 +28,28 @@ pub struct Config {
     pub metrics_listen: SocketAddr,
     /// Directory of the store.
     pub state_dir: PathBuf,
+    /// Plaintext is allowed on addresses that are not loopback: for closed networks.
+    pub insecure_plaintext: bool,
+    /// Certificates. With them TLS is on for every port; without them every port must be on loopback.
+    pub tls: Tls,
     /// The control loop.
     pub control: Control,
     /// How eagerly experts are placed anew.
     pub experts: Experts,
     /// How requests are held and batched.
     pub routing: Routing,
+}
+
+/// See [`TlsFiles`](evenkeel_transport::TlsFiles). All three are set, or none.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tls {
+    /// Certificates of the authorities that are trusted (PEM); empty: not set.
+    pub ca: PathBuf,
+    /// The balancer's certificate (PEM); empty: not set.
+    pub certificate: PathBuf,
+    /// Its private key (PEM); empty: not set.
+    pub key: PathBuf,
 }
 
 /// The control loop's pace and limits.
@@ -138,6 +155,8 @@ impl Default for Config {
             admin_listen: any(7401),
             metrics_listen: any(7402),
             state_dir: PathBuf::from("/var/lib/evenkeel"),
+            insecure_plaintext: false,
+            tls: Tls::default(),
             control: Control::default(),
             experts: Experts::default(),
             routing: Routing::default(),
@@ -210,6 +229,19 @@ impl Default for Routing {
     }
 }
 
+impl Config {
+    /// How the balancer's ports are secured.
+    pub fn security(&self) -> SecuritySettings {
+        let set = |path: &PathBuf| (!path.as_os_str().is_empty()).then(|| path.clone());
+        SecuritySettings {
+            ca: set(&self.tls.ca),
+            certificate: set(&self.tls.certificate),
+            key: set(&self.tls.key),
+            insecure_plaintext: self.insecure_plaintext,
+        }
+    }
+}
+
 impl Routing {
     /// The policy for the routers.
     pub fn policy(&self) -> RoutingPolicy {
@@ -278,6 +310,8 @@ pub struct Overrides {
     pub metrics_listen: Option<SocketAddr>,
     /// See [`Config::state_dir`].
     pub state_dir: Option<PathBuf>,
+    /// See [`Config::tls`] and [`Config::insecure_plaintext`].
+    pub security: SecuritySettings,
 }
 
 /// Why the configuration is not usable. `code` is stable.
@@ -347,12 +381,16 @@ pub fn load(named: Option<&Path>, overrides: Overrides) -> Result<Config, Config
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && named.is_none() => Config::default(),
         Err(source) => return Err(ConfigError::Unreadable { path: path.display().to_string(), source }),
     };
-    let Overrides { cluster, agents_listen, admin_listen, metrics_listen, state_dir } = overrides;
+    let Overrides { cluster, agents_listen, admin_listen, metrics_listen, state_dir, security } = overrides;
     config.cluster = cluster.unwrap_or(config.cluster);
     config.agents_listen = agents_listen.unwrap_or(config.agents_listen);
     config.admin_listen = admin_listen.unwrap_or(config.admin_listen);
     config.metrics_listen = metrics_listen.unwrap_or(config.metrics_listen);
     config.state_dir = state_dir.unwrap_or(config.state_dir);
+    config.tls.ca = security.ca.unwrap_or(config.tls.ca);
+    config.tls.certificate = security.certificate.unwrap_or(config.tls.certificate);
+    config.tls.key = security.key.unwrap_or(config.tls.key);
+    config.insecure_plaintext |= security.insecure_plaintext;
     validate(&config)?;
     Ok(config)
 }
@@ -555,6 +593,19 @@ mod tests {
         let config = load(Some(file.path()), overrides).expect("valid");
         assert_eq!((config.cluster.as_str(), config.state_dir.as_path()), ("flag", Path::new("/file")));
         assert_eq!(config.agents_listen, Config::default().agents_listen);
+    }
+
+    #[test]
+    fn certificates_come_from_flags_and_file_alike() {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), "[tls]\nca = \"/file\"\nkey = \"/file\"").expect("written");
+        let flags = SecuritySettings { key: Some("/flag".into()), ..SecuritySettings::default() };
+        let overrides = Overrides { security: flags, ..Overrides::default() };
+        let security = load(Some(file.path()), overrides).expect("valid").security();
+        let expected = (Some("/file".into()), None, Some("/flag".into()));
+        assert_eq!((security.ca, security.certificate, security.key), expected);
+        let message = "configuration b.toml: unknown key tls.cert; did you mean tls.certificate?";
+        check("[tls]\ncert = \"a\"", Err(message));
     }
 
     #[test]

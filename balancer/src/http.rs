@@ -6,12 +6,15 @@ use crate::serve::{ServeError, until_stopped};
 use axum::Router;
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
+use evenkeel_transport::http::viewers_only;
+use evenkeel_transport::{Incoming, Observer, PeerInfo};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Deserialize;
 use serde_json::json;
-use tokio::net::TcpListener;
+use std::sync::Arc;
 use tokio::sync::watch;
 
 #[derive(Clone)]
@@ -22,23 +25,26 @@ struct Http {
 
 /// Serves until stopped.
 pub(crate) async fn serve(
-    port: TcpListener,
+    port: Incoming,
     recorder: PrometheusHandle,
     admin: Admin,
+    observer: Arc<dyn Observer>,
     stopped: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
     let app = Router::new()
         .route("/metrics", get(metrics))
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
         .route("/", get(|| async { asset("text/html; charset=utf-8", page::INDEX) }))
         .route("/page.css", get(|| async { asset("text/css; charset=utf-8", page::CSS) }))
         .route("/page.js", get(|| async { asset("text/javascript; charset=utf-8", page::JS) }))
         .route("/api/v1/status", get(status))
         .route("/api/v1/units/{unit}/plans", get(plans))
         .route("/api/v1/units/{unit}/heat", get(heat))
+        .route_layer(from_fn_with_state(observer, viewers_only))
+        // Probes show nothing of the cluster, and a kubelet has no certificate.
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
         .with_state(Http { recorder, admin });
-    axum::serve(port, app)
+    axum::serve(port, app.into_make_service_with_connect_info::<PeerInfo>())
         .with_graceful_shutdown(until_stopped(stopped))
         .await
         .map_err(|e| ServeError::Server { what: "metrics", reason: e.to_string() })

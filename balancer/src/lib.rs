@@ -2,6 +2,7 @@
 //! around them: streams, store, clocks, metrics.
 #![forbid(unsafe_code)]
 
+pub mod certificates;
 pub mod cli;
 pub mod config;
 pub mod control_loop;
@@ -15,6 +16,7 @@ pub mod page;
 pub mod push;
 pub mod records;
 pub mod routing;
+pub mod security;
 pub mod serve;
 mod simulation_report;
 pub mod status;

@@ -55,6 +55,11 @@ metrics! {
     gauge AGENTS = "evenkeel_agents", Count, "Agents of a unit, by state: connected or away.";
     gauge LEADER = "evenkeel_leader", Count, "1 while this balancer commands.";
     histogram STORE_SECONDS = "evenkeel_store_seconds", Seconds, "Time of a store operation, by operation.";
+    counter AUTH_FAILURES = "evenkeel_auth_failures_total", Count, "Connections and calls refused for who their caller is or did not show, by code.";
+    counter CONNECTIONS_REFUSED = "evenkeel_connections_refused_total", Count, "Connections not taken for a bound or a fault of this host, by port and code.";
+    gauge CERTIFICATE_EXPIRY = "evenkeel_certificate_expiry_timestamp_seconds", Seconds, "When the certificate in use ends, in seconds since 1970; without TLS there is none.";
+    counter CERTIFICATE_RELOADS = "evenkeel_certificate_reloads_total", Count, "Changes of the certificate's files, by outcome: reloaded, or broken (the old ones stay in use).";
+    gauge INSECURE_PLAINTEXT = "evenkeel_insecure_plaintext", Count, "1 while plaintext is allowed on addresses that are not loopback.";
     counter ADMIN_REQUESTS = "evenkeel_admin_requests_total", Count, "Admin requests, by verb and code.";
     counter DECODE_ERRORS = "evenkeel_decode_errors_total", Count, "Messages that could not be understood, by source.";
     counter DROPPED_REPORTS = "evenkeel_dropped_reports_total", Count, "Load segments not used, by reason.";

@@ -9,18 +9,19 @@ use crate::grpc::routing::Routing;
 use crate::routing::Routers;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::{Store, StoreError};
-use crate::{grpc, http, metrics};
+use crate::{grpc, http, metrics, security};
 use evenkeel_proto::v1::admin_service_server::AdminServiceServer;
 use evenkeel_proto::v1::agent_service_server::AgentServiceServer;
 use evenkeel_proto::v1::routing_service_server::RoutingServiceServer;
 use evenkeel_proto::{DESCRIPTOR_SET, MESSAGE_BYTES_MAX};
+use evenkeel_transport::authorise::Authorise;
+use evenkeel_transport::{Fault, Incoming, Observer, Port, Security, reload};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::service::Routes;
 
 /// After the order to stop, open streams get this long to end before they are cut.
@@ -39,6 +40,9 @@ pub enum ServeError {
         /// The system's word.
         source: std::io::Error,
     },
+    /// Certificates that cannot be used, or a port that others could reach in plaintext.
+    #[error("{}", _0.message())]
+    Security(#[from] Fault),
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -66,6 +70,7 @@ impl ServeError {
     pub fn code(&self) -> &'static str {
         match self {
             ServeError::Bind { .. } => "port_unavailable",
+            ServeError::Security(fault) => fault.code.as_str(),
             ServeError::Store(e) => e.code(),
             ServeError::Recorder(_) => "recorder_unavailable",
             ServeError::Metrics(_) => "metrics_unavailable",
@@ -92,6 +97,7 @@ pub async fn serve(
     ready: impl FnOnce(&Bound),
     stop: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
+    let security = security::open(&config)?;
     let agents_port = bind("agents_listen", config.agents_listen).await?;
     let admin_port = bind("admin_listen", config.admin_listen).await?;
     let metrics_port = bind("metrics_listen", config.metrics_listen).await?;
@@ -99,6 +105,15 @@ pub async fn serve(
     let bound =
         Bound { agents: local(&agents_port), admin: local(&admin_port), metrics: local(&metrics_port) };
     let recorder = metrics::install().map_err(|e| ServeError::Metrics(e.to_string()))?;
+    let observer = security::observe(&security);
+    let listen = |listener, port| {
+        let limits = security::limits(port, &config);
+        Incoming::new(listener, port, security.clone(), limits, observer.clone())
+            .expect("a bound listener has an address")
+    };
+    let agents_port = listen(agents_port, Port::Agents);
+    let admin_port = listen(admin_port, Port::Admin);
+    let metrics_port = listen(metrics_port, Port::Metrics);
     let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&config.state_dir)?);
     let (events, queue) = mpsc::channel(EVENTS_MAX);
     let recording = !config.routing.record.as_os_str().is_empty();
@@ -111,9 +126,11 @@ pub async fn serve(
     let (stopping, stopped) = watch::channel(false);
     let mut loop_task = tokio::spawn(control.run(queue));
     let mut servers = tokio::task::JoinSet::new();
-    servers.spawn(serve_agents(agents_port, Agents::new(events.clone()), stopped.clone()));
-    servers.spawn(serve_admin(admin_port, admin.clone(), Routing::new(routers), stopped.clone()));
-    servers.spawn(http::serve(metrics_port, recorder, admin, stopped));
+    let (gate, agents) = (Authorise::new(observer.clone()), Agents::new(events.clone(), observer.clone()));
+    servers.spawn(serve_agents(agents_port, gate.clone(), agents, stopped.clone()));
+    servers.spawn(serve_admin(admin_port, gate, admin.clone(), Routing::new(routers), stopped.clone()));
+    servers.spawn(http::serve(metrics_port, recorder, admin, observer.clone(), stopped.clone()));
+    servers.spawn(watch_certificates(security, observer, stopped));
     ready(&bound);
 
     let outcome = tokio::select! {
@@ -166,8 +183,21 @@ pub(crate) async fn until_stopped(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stop| *stop).await;
 }
 
+async fn watch_certificates(
+    security: Security,
+    observer: Arc<dyn Observer>,
+    stopped: watch::Receiver<bool>,
+) -> Result<(), ServeError> {
+    tokio::select! {
+        () = reload::watch(security, observer) => {}
+        () = until_stopped(stopped) => {}
+    }
+    Ok(())
+}
+
 async fn serve_agents(
-    port: TcpListener,
+    port: Incoming,
+    gate: Authorise,
     agents: Agents,
     stopped: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
@@ -175,14 +205,16 @@ async fn serve_agents(
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     grpc::server()
+        .layer(gate)
         .add_service(service)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(port), until_stopped(stopped))
+        .serve_with_incoming_shutdown(port, until_stopped(stopped))
         .await
         .map_err(|e| ServeError::Server { what: "agents", reason: e.to_string() })
 }
 
 async fn serve_admin(
-    port: TcpListener,
+    port: Incoming,
+    gate: Authorise,
     admin: Admin,
     routing: Routing,
     stopped: watch::Receiver<bool>,
@@ -202,8 +234,9 @@ async fn serve_admin(
     let routes = Routes::new(admin).add_service(routing).add_service(health);
     let routes = routes.add_service(v1).add_service(v1alpha);
     grpc::server()
+        .layer(gate)
         .add_routes(routes)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(port), until_stopped(stopped))
+        .serve_with_incoming_shutdown(port, until_stopped(stopped))
         .await
         .map_err(|e| ServeError::Server { what: "admin", reason: e.to_string() })
 }

@@ -1,7 +1,7 @@
 //! A small unit: one balancer, a few agents, and the means to feed, break and inspect them.
 
 use crate::process::{DEADLINE, POLL, Process, program, wait_for};
-use evenkeel_agent::config::{Output, VerifyFlags};
+use evenkeel_agent::config::{Output, TlsFlags, VerifyFlags};
 use evenkeel_agent::verify;
 use evenkeel_core::plan::Plan;
 use evenkeel_proto::v1::admin_service_client::AdminServiceClient;
@@ -425,6 +425,7 @@ impl Rig {
                 plan: Some(file),
                 states: self.agents.iter().map(|a| a.state_dir.clone()).collect(),
                 output: Output::Json,
+                tls: TlsFlags::default(),
             };
             reports.push(self.runtime.block_on(verify::run(&flags)).expect("slots can be read"));
         }

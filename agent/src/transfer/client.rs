@@ -2,13 +2,15 @@
 
 use super::{FRAME_BYTES_MAX, RESPONSE_BYTES, Request, Status, decode_response};
 use evenkeel_kernels::Fingerprint;
+use evenkeel_transport::Security;
+use evenkeel_transport::blocking::{self, BlockingStream, Protocol, Timeouts};
+use evenkeel_transport::credentials::Server;
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a connection may take to open.
+/// How long a connection may take to open, its handshake included.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 /// How long the other side may send nothing.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
@@ -34,26 +36,18 @@ impl Cancel {
 /// A connection to another node's transfer port.
 #[derive(Debug)]
 pub struct Peer {
-    stream: TcpStream,
+    stream: BlockingStream,
     cancel: Cancel,
 }
 
 impl Peer {
-    /// Connects to host:port.
-    pub fn connect(address: &str, cancel: Cancel) -> io::Result<Self> {
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for resolved in address.to_socket_addrs()? {
-            match TcpStream::connect_timeout(&resolved, CONNECT_MAX) {
-                Ok(stream) => {
-                    stream.set_nodelay(true)?;
-                    stream.set_read_timeout(Some(POLL))?;
-                    stream.set_write_timeout(Some(SILENCE_MAX))?;
-                    return Ok(Self { stream, cancel });
-                }
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+    /// Connects to host:port; with TLS the other side must be an agent of the cluster.
+    pub fn connect(address: &str, security: &Security, cancel: Cancel) -> io::Result<Self> {
+        let timeouts = Timeouts { connect: CONNECT_MAX, read: POLL, write: SILENCE_MAX };
+        let wanted = || !cancel.is_cancelled();
+        let stream =
+            blocking::connect(security, Server::Agent, Protocol::Transfer, address, timeouts, &wanted)?;
+        Ok(Self { stream, cancel })
     }
 
     /// Asks for an expert: the fingerprint its sender has registered, and a reader of exactly its bytes.

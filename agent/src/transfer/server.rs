@@ -2,12 +2,12 @@
 
 use super::{FRAME_BYTES_MAX, REQUEST_BYTES, Request, Status, WeightsDigest, encode_response};
 use crate::metrics::AgentMetrics;
+use evenkeel_transport::{Connection, Incoming};
 use evenkeel_worker::WorkerBackend;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -33,28 +33,22 @@ pub struct Serve {
 }
 
 /// Serves until shutdown.
-pub async fn run(listener: TcpListener, serve: Serve, mut shutdown: watch::Receiver<bool>) {
+pub async fn run(mut incoming: Incoming, serve: Serve, mut shutdown: watch::Receiver<bool>) {
     let permits = Arc::new(Semaphore::new(serve.connections_max));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             _ = shutdown.wait_for(|stop| *stop) => return,
             Some(_) = connections.join_next() => continue,
-            accepted = listener.accept() => accepted,
+            accepted = incoming.next_connection() => accepted,
         };
-        let mut stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                // Out of descriptors, most likely: wait for some to be closed.
-                tracing::warn!(%error, "accepting a transfer connection failed");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
+        let mut stream = accepted.expect("connections come as long as they are asked for");
         let Ok(permit) = permits.clone().try_acquire_owned() else {
             serve.metrics.transfer_request(Status::Busy.code()).increment(1);
-            // A fresh socket has room for it; if not, the close says enough.
-            let _ = stream.try_write(&encode_response(Status::Busy, 0));
+            connections.spawn(async move {
+                // Whether it is heard or not, the close says enough.
+                let _ = write(&mut stream, &encode_response(Status::Busy, 0)).await;
+            });
             continue;
         };
         let serve = serve.clone();
@@ -68,8 +62,7 @@ pub async fn run(listener: TcpListener, serve: Serve, mut shutdown: watch::Recei
 }
 
 impl Serve {
-    async fn connection(&self, stream: &mut TcpStream) -> io::Result<()> {
-        stream.set_nodelay(true)?;
+    async fn connection(&self, stream: &mut Connection) -> io::Result<()> {
         loop {
             let mut bytes = [0; REQUEST_BYTES];
             match timeout(IDLE_MAX, stream.read_exact(&mut bytes)).await {
@@ -105,7 +98,7 @@ impl Serve {
         }
     }
 
-    async fn send(&self, stream: &mut TcpStream, request: Request) -> io::Result<Status> {
+    async fn send(&self, stream: &mut Connection, request: Request) -> io::Result<Status> {
         let mut offset = 0;
         while offset < request.length {
             let length = usize::try_from(request.length - offset).unwrap_or(usize::MAX).min(FRAME_BYTES_MAX);
@@ -130,6 +123,11 @@ impl Serve {
     }
 }
 
-async fn write(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
-    timeout(WRITE_MAX, stream.write_all(bytes)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+async fn write(stream: &mut Connection, bytes: &[u8]) -> io::Result<()> {
+    let written = timeout(WRITE_MAX, async {
+        stream.write_all(bytes).await?;
+        // What TLS has taken may still lie in its buffer.
+        stream.flush().await
+    });
+    written.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }

@@ -305,6 +305,7 @@ pub async fn verify(plan: &Path, states: &[&Path]) -> evenkeel_agent::verify::Re
         plan: Some(plan.to_owned()),
         states: states.iter().map(|s| s.to_path_buf()).collect(),
         output: config::Output::Json,
+        tls: config::TlsFlags::default(),
     };
     evenkeel_agent::verify::run(&flags).await.expect("verify reads plan and slots")
 }

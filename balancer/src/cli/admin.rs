@@ -1,24 +1,30 @@
 //! Commands that ask or order a running balancer over its admin service.
 
+use super::tls::{EXIT_DENIED, TlsFlags};
 use super::{Failure, runtime};
 use clap::{Args, ValueEnum};
 use comfy_table::{Table, TableStyle};
 use evenkeel_proto::MESSAGE_BYTES_MAX;
 use evenkeel_proto::v1::admin_service_client::AdminServiceClient;
 use evenkeel_proto::v1::*;
+use evenkeel_transport::credentials::Server as Expected;
+use evenkeel_transport::dial;
 use std::time::Duration;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 /// An operator waits no longer than this for an answer.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Exit code for a balancer that cannot be reached.
-const EXIT_UNREACHABLE: u8 = 4;
 
 #[derive(Args)]
 struct Server {
     /// Admin address of the balancer
     #[arg(long, env = "EVENKEEL_SERVER", default_value = "127.0.0.1:7401", value_name = "ADDRESS")]
     server: String,
+    /// Name of the cluster, to be sure of it [default: the certificate's]
+    #[arg(long, env = "EVENKEEL_CLUSTER", value_name = "NAME")]
+    cluster: Option<String>,
+    #[command(flatten)]
+    tls: TlsFlags,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -29,25 +35,32 @@ enum Output {
 
 impl Server {
     fn call<T>(
-        &self,
+        self,
         work: impl AsyncFnOnce(AdminServiceClient<Channel>) -> Result<T, tonic::Status>,
     ) -> Result<T, Failure> {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.server))
-            .map_err(|e| Failure::new("invalid_address", format!("--server {}: {e}", self.server)))?;
-        let endpoint = endpoint.connect_timeout(DEADLINE).timeout(DEADLINE);
+        let security = self.tls.settings().resolve(self.cluster.as_deref())?;
+        security.check_target("--server", &self.server)?;
         runtime().block_on(async {
-            let channel = endpoint.connect().await.map_err(|e| {
-                let cause = std::error::Error::source(&e).map_or(e.to_string(), ToString::to_string);
-                let text = format!("no balancer answers at {}: {cause}; see --server", self.server);
-                Failure { exit: EXIT_UNREACHABLE, ..Failure::new("unreachable", text) }
-            })?;
+            let limited = |endpoint: tonic::transport::Endpoint| endpoint.timeout(DEADLINE);
+            let (channel, fault) =
+                dial::connect(&security, Expected::Balancer, &self.server, DEADLINE, limited).await?;
             let client = AdminServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-            work(client).await.map_err(|status| match status.message().split_once(": ") {
-                Some((code, text)) => Failure::new(code, text),
-                None => Failure::new("internal", status.message()),
+            work(client).await.map_err(|status| match fault.get() {
+                Some(fault) => fault.into(),
+                None => refused(&status),
             })
         })
     }
+}
+
+/// What the balancer says, its code apart from its words.
+fn refused(status: &tonic::Status) -> Failure {
+    let exit = match status.code() {
+        tonic::Code::PermissionDenied | tonic::Code::Unauthenticated => EXIT_DENIED,
+        _ => 1,
+    };
+    let (code, text) = status.message().split_once(": ").unwrap_or(("internal", status.message()));
+    Failure { exit, ..Failure::new(code, text) }
 }
 
 /// Show units and agents of a running balancer

@@ -1,16 +1,18 @@
 //! The command line: data on stdout, messages on stderr, one clear line with a stable code per failure.
 
 mod admin;
+mod certs;
 mod experts;
 mod route;
 mod serve;
 mod simulate;
+mod tls;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
 /// What a command failed with. Exit codes: 1 error, 2 usage (clap's own) and bad input of `experts`, `route` and `simulate`, 4
-/// unreachable.
+/// unreachable, 5 denied.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) code: String,
@@ -44,6 +46,8 @@ enum Command {
     Route(route::Route),
     /// Replay a trace on modelled prefill and decode units, policies side by side; needs no balancer
     Simulate(simulate::Simulate),
+    /// Make and show certificates, for tests and small clusters; needs no balancer
+    Certs(certs::Certs),
     /// Show units and agents of a running balancer
     Status(admin::Status),
     /// Show committed plans of a unit
@@ -62,6 +66,7 @@ pub fn main() -> ExitCode {
         Command::Experts(command) => command.run(),
         Command::Route(command) => command.run(),
         Command::Simulate(command) => command.run(),
+        Command::Certs(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Plans(command) => command.run(),
         Command::Pause(command) => command.run(),

@@ -1,5 +1,6 @@
 //! `evenkeel serve`.
 
+use super::tls::TlsFlags;
 use super::{Failure, runtime};
 use crate::config::{self, Overrides};
 use crate::serve::{Bound, serve};
@@ -29,6 +30,8 @@ pub(super) struct Serve {
     /// Directory of the store [default: /var/lib/evenkeel]
     #[arg(long, env = "EVENKEEL_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    tls: TlsFlags,
     /// Write the addresses really bound to this file (JSON) once every port answers
     #[arg(long, value_name = "FILE")]
     ports_file: Option<PathBuf>,
@@ -50,6 +53,7 @@ impl Serve {
             admin_listen: self.admin_listen,
             metrics_listen: self.metrics_listen,
             state_dir: self.state_dir,
+            security: self.tls.settings(),
         };
         let config =
             config::load(self.config.as_deref(), overrides).map_err(|e| Failure::new(e.code(), &e))?;

@@ -1,0 +1,157 @@
+//! A connection, plain or encrypted, for tonic, axum and plain tokio alike. It names its other side, and says in its
+//! errors what is wrong with certificates.
+
+use crate::fault::{Fault, FaultCode};
+use crate::identity::Principal;
+use crate::slots::Slot;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
+
+/// Who is on the other side of a connection.
+#[derive(Debug, Clone)]
+pub struct PeerInfo {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Its name.
+    pub principal: Principal,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Connection {
+    stream: Stream,
+    peer: PeerInfo,
+    /// The first fault of TLS that a read met: in TLS 1.3 a server refuses a client only after the client is done.
+    fault: Arc<OnceLock<Fault>>,
+    /// Whether anything was read yet.
+    fresh: bool,
+    _slot: Option<Slot>,
+}
+
+#[derive(Debug)]
+enum Stream {
+    Plain(TcpStream),
+    // Buffers and keys of TLS are large beside a socket.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Connection {
+    pub(crate) fn plain(stream: TcpStream, peer: PeerInfo, slot: Option<Slot>) -> Self {
+        Self { stream: Stream::Plain(stream), peer, fault: Arc::default(), fresh: true, _slot: slot }
+    }
+
+    pub(crate) fn tls(stream: TlsStream<TcpStream>, peer: PeerInfo, slot: Option<Slot>) -> Self {
+        let stream = Stream::Tls(Box::new(stream));
+        Self { stream, peer, fault: Arc::default(), fresh: true, _slot: slot }
+    }
+
+    /// The other side.
+    pub fn peer(&self) -> &PeerInfo {
+        &self.peer
+    }
+
+    /// Where the first fault of this connection will stand.
+    pub(crate) fn fault(&self) -> Arc<OnceLock<Fault>> {
+        self.fault.clone()
+    }
+
+    fn noted(&self, error: io::Error) -> io::Error {
+        if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+            let fault = self.fault.get_or_init(|| Fault::of_io(&error));
+            return fault.clone().into_io();
+        }
+        error
+    }
+}
+
+/// The first bytes of a TLS alert: what a TLS port answers to plaintext.
+fn is_tls_alert(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x15, 0x03, ..])
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = match &mut self.stream {
+            Stream::Plain(stream) => ready!(Pin::new(stream).poll_read(cx, buf)),
+            Stream::Tls(stream) => ready!(Pin::new(stream).poll_read(cx, buf)),
+        };
+        if let Err(error) = read {
+            return Poll::Ready(Err(self.noted(error)));
+        }
+        let plain = matches!(self.stream, Stream::Plain(_));
+        if std::mem::take(&mut self.fresh) && plain && is_tls_alert(&buf.filled()[before..]) {
+            let fault = Fault::new(FaultCode::NotTls, "the other side speaks TLS, this side plaintext");
+            let _ = self.fault.set(fault.clone());
+            return Poll::Ready(Err(fault.into_io()));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.stream {
+            Stream::Plain(stream) => stream.is_write_vectored(),
+            Stream::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        }
+    }
+}
+
+impl tonic::transport::server::Connected for Connection {
+    type ConnectInfo = PeerInfo;
+
+    fn connect_info(&self) -> PeerInfo {
+        self.peer.clone()
+    }
+}
+
+impl axum::extract::connect_info::Connected<axum::serve::IncomingStream<'_, crate::listen::Incoming>>
+    for PeerInfo
+{
+    fn connect_info(stream: axum::serve::IncomingStream<'_, crate::listen::Incoming>) -> Self {
+        stream.io().peer().clone()
+    }
+}

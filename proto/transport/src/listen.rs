@@ -1,0 +1,378 @@
+//! Accepted connections. Handshakes run beside each other, each until a deadline; connections and handshakes are
+//! bounded; a peer that is slow or silent holds up nobody, and an accept that fails is tried again after a pause.
+
+use crate::connection::{Connection, PeerInfo};
+use crate::credentials::Credentials;
+use crate::fault::{Fault, FaultCode};
+use crate::identity::{PeerRole, Principal};
+use crate::observer::Observer;
+use crate::security::Security;
+use crate::slots::{Slot, Slots};
+use crate::verifier::identify;
+use socket2::{SockRef, TcpKeepalive};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+
+/// The ports of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// Agents' stream.
+    Agents,
+    /// Admin and routing gRPC.
+    Admin,
+    /// Metrics, probes and page, of balancers and agents.
+    Metrics,
+    /// Expert bytes between agents.
+    Transfer,
+    /// An agent's simulated engine.
+    Engine,
+}
+
+impl Port {
+    /// All of them.
+    pub const ALL: [Port; 5] = [Port::Agents, Port::Admin, Port::Metrics, Port::Transfer, Port::Engine];
+
+    /// The label in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Port::Agents => "agents",
+            Port::Admin => "admin",
+            Port::Metrics => "metrics",
+            Port::Transfer => "transfer",
+            Port::Engine => "engine",
+        }
+    }
+
+    /// The protocol inside TLS: a client that means another port is told so.
+    pub(crate) fn alpn(self) -> &'static [u8] {
+        match self {
+            Port::Agents | Port::Admin | Port::Engine => b"h2",
+            Port::Metrics => b"http/1.1",
+            Port::Transfer => TRANSFER_ALPN,
+        }
+    }
+
+    /// A kubelet that probes shows no certificate. All that it may see are the probes: see [`crate::http`].
+    pub(crate) fn certificate_is_optional(self) -> bool {
+        self == Port::Metrics
+    }
+
+    /// Calls of gRPC and HTTP are authorised one by one; transfers are for agents as a whole.
+    pub(crate) fn admits(self) -> fn(PeerRole) -> bool {
+        match self {
+            Port::Transfer => |role| role == PeerRole::Agent,
+            _ => |_| true,
+        }
+    }
+}
+
+/// The protocol of transfers inside TLS.
+pub(crate) const TRANSFER_ALPN: &[u8] = b"evenkeel-transfer/1";
+
+/// Bounds of a port.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections in all, handshakes under way included.
+    pub connections_max: usize,
+    /// Connections of one peer address that is not loopback.
+    pub per_peer_max: usize,
+    /// Handshakes under way.
+    pub handshakes_max: usize,
+    /// How long a handshake may take.
+    pub handshake_max: Duration,
+}
+
+impl Limits {
+    /// For a port that is meant for so many connections.
+    pub fn new(connections_max: usize) -> Self {
+        Self {
+            connections_max,
+            // Nodes behind one address translation, or a gateway with its pools.
+            per_peer_max: 256,
+            // A handshake holds about 30 kB: 30 MB. On two cores these are done in half a second.
+            handshakes_max: 1024,
+            // Two round trips and half a millisecond of arithmetic; a storm of 10,000 takes a few seconds in all.
+            handshake_max: Duration::from_secs(5),
+        }
+    }
+}
+
+/// When all handshakes are taken, the oldest makes room if it is older than this: an honest one is long done.
+const HANDSHAKE_HONEST_MAX: Duration = Duration::from_secs(1);
+/// Connections that are ready and wait for the server to take them.
+const READY_MAX: usize = 64;
+/// Waits after an accept that failed, most likely for want of descriptors: from the first, doubling to the last.
+const ACCEPT_PAUSE_FIRST: Duration = Duration::from_millis(10);
+const ACCEPT_PAUSE_LAST: Duration = Duration::from_secs(1);
+/// A refused connection is logged at most this often: whoever scans ports must not fill the disk.
+const LOG_EVERY: Duration = Duration::from_secs(1);
+/// TCP keep-alive: a host that vanished is noticed within a minute.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+const KEEPALIVE_TRIES: u32 = 3;
+
+/// Connections to serve, as a stream for tonic and a listener for axum. Dropping it closes the port.
+#[derive(Debug)]
+pub struct Incoming {
+    ready: mpsc::Receiver<Connection>,
+    address: SocketAddr,
+    _acceptor: JoinSet<()>,
+}
+
+impl Incoming {
+    /// Serves `listener` from now on.
+    pub fn new(
+        listener: TcpListener,
+        port: Port,
+        security: Security,
+        limits: Limits,
+        observer: Arc<dyn Observer>,
+    ) -> io::Result<Self> {
+        let address = listener.local_addr()?;
+        Ok(Self::over(listener, address, port, security, limits, observer))
+    }
+
+    pub(crate) fn over(
+        source: impl Accept,
+        address: SocketAddr,
+        port: Port,
+        security: Security,
+        limits: Limits,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
+        let (sender, ready) = mpsc::channel(READY_MAX);
+        let slots = Slots::new(limits.connections_max, limits.per_peer_max);
+        let last_logged = None;
+        let acceptor = Acceptor { port, security, limits, observer, slots, ready: sender, last_logged };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(acceptor.run(source));
+        Self { ready, address, _acceptor: tasks }
+    }
+
+    /// The next connection; `None` only when the acceptor panicked.
+    pub async fn next_connection(&mut self) -> Option<Connection> {
+        self.ready.recv().await
+    }
+
+    /// The address it listens on.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl tokio_stream::Stream for Incoming {
+    type Item = io::Result<Connection>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.ready.poll_recv(cx).map(|connection| connection.map(Ok))
+    }
+}
+
+impl axum::serve::Listener for Incoming {
+    type Io = Connection;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Connection, SocketAddr) {
+        let connection = self.ready.recv().await.expect("the acceptor runs as long as this exists");
+        let address = connection.peer().address;
+        (connection, address)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.address)
+    }
+}
+
+/// Where connections come from: a socket, or a test.
+pub(crate) trait Accept: Send + 'static {
+    fn accept(&mut self) -> impl Future<Output = io::Result<(TcpStream, SocketAddr)>> + Send;
+}
+
+impl Accept for TcpListener {
+    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        TcpListener::accept(self).await
+    }
+}
+
+struct Acceptor {
+    port: Port,
+    security: Security,
+    limits: Limits,
+    observer: Arc<dyn Observer>,
+    slots: Arc<Slots>,
+    ready: mpsc::Sender<Connection>,
+    last_logged: Option<Instant>,
+}
+
+/// What became of a handshake.
+type Outcome = (SocketAddr, Result<(), Fault>);
+
+/// Handshakes under way, oldest first. Ends that were not looked at yet are among them.
+#[derive(Default)]
+struct Handshakes {
+    tasks: JoinSet<Outcome>,
+    begun: VecDeque<(Instant, AbortHandle)>,
+}
+
+impl Acceptor {
+    async fn run(mut self, mut source: impl Accept) {
+        let mut handshakes = Handshakes::default();
+        let mut pause = ACCEPT_PAUSE_FIRST;
+        loop {
+            let accepted = tokio::select! {
+                accepted = source.accept() => accepted,
+                Some(ended) = handshakes.tasks.join_next() => {
+                    self.ended(ended);
+                    continue;
+                }
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    pause = ACCEPT_PAUSE_FIRST;
+                    self.accepted(stream, peer, &mut handshakes).await;
+                }
+                // The peer's own doing: it went away again.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    self.refuse("accept_failed", &error);
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(ACCEPT_PAUSE_LAST);
+                }
+            }
+        }
+    }
+
+    async fn accepted(&mut self, stream: TcpStream, peer: SocketAddr, handshakes: &mut Handshakes) {
+        let slot = match self.slots.take(peer.ip()) {
+            Ok(slot) => slot,
+            Err(full) => return self.refuse(full.code(), &peer),
+        };
+        if let Err(error) = configure(&stream) {
+            // It is closed already.
+            return tracing::debug!(%peer, %error, "a connection could not be set up");
+        }
+        match &self.security {
+            Security::Tls(credentials) => {
+                let credentials = credentials.clone();
+                self.make_room(handshakes).await;
+                let (ready, deadline) = (self.ready.clone(), self.limits.handshake_max);
+                let port = self.port;
+                let handshake = async move {
+                    let shaken =
+                        tokio::time::timeout(deadline, shake(stream, peer, &credentials, port, slot));
+                    let outcome = match shaken.await {
+                        Ok(Ok(connection)) => {
+                            // Fails when the server is gone, and so is this task then.
+                            let _ = ready.send(connection).await;
+                            Ok(())
+                        }
+                        Ok(Err(fault)) => Err(fault),
+                        Err(_) => {
+                            let text = format!("no handshake within {} ms", deadline.as_millis());
+                            Err(Fault::new(FaultCode::HandshakeTimeout, text))
+                        }
+                    };
+                    (peer, outcome)
+                };
+                let abort = handshakes.tasks.spawn(handshake);
+                handshakes.begun.push_back((Instant::now(), abort));
+            }
+            plaintext => {
+                let local = peer.ip().to_canonical().is_loopback();
+                debug_assert!(local || matches!(plaintext, Security::Plaintext), "refused at start");
+                let principal = if local { Principal::Loopback } else { Principal::Plaintext };
+                let peer = PeerInfo { address: peer, principal };
+                let _ = self.ready.send(Connection::plain(stream, peer, Some(slot))).await;
+            }
+        }
+    }
+
+    /// Waits until one more handshake may begin. Under attack that is at once; in a storm of honest peers it is when
+    /// one of them is done.
+    async fn make_room(&mut self, handshakes: &mut Handshakes) {
+        while handshakes.begun.len() >= self.limits.handshakes_max {
+            handshakes.begun.retain(|(_, abort)| !abort.is_finished());
+            if handshakes.begun.len() < self.limits.handshakes_max {
+                return;
+            }
+            let (oldest, abort) = handshakes.begun.front().expect("at least one may be under way");
+            let honest_until = *oldest + HANDSHAKE_HONEST_MAX.min(self.limits.handshake_max);
+            tokio::select! {
+                Some(ended) = handshakes.tasks.join_next() => self.ended(ended),
+                () = tokio::time::sleep_until(honest_until) => {
+                    abort.abort();
+                    handshakes.begun.pop_front();
+                    self.observer.auth_failure(FaultCode::HandshakeTimeout.as_str());
+                    return;
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, ended: Result<Outcome, tokio::task::JoinError>) {
+        match ended {
+            Ok((_, Ok(()))) => {}
+            Ok((peer, Err(fault))) => {
+                self.observer.auth_failure(fault.code.as_str());
+                let (port, code, message) = (self.port.as_str(), fault.code.as_str(), fault.message());
+                if self.may_log() {
+                    tracing::warn!(port, %peer, code, message, "connection refused");
+                }
+            }
+            Err(error) if error.is_cancelled() => {}
+            Err(error) => tracing::error!(%error, "a handshake panicked"),
+        }
+    }
+
+    fn refuse(&mut self, code: &'static str, what: &dyn std::fmt::Display) {
+        self.observer.connection_refused(self.port.as_str(), code);
+        if self.may_log() {
+            tracing::warn!(port = self.port.as_str(), code, %what, "connection refused");
+        }
+    }
+
+    fn may_log(&mut self) -> bool {
+        let now = Instant::now();
+        let may = self.last_logged.is_none_or(|last| now.duration_since(last) >= LOG_EVERY);
+        if may {
+            self.last_logged = Some(now);
+        }
+        may
+    }
+}
+
+async fn shake(
+    stream: TcpStream,
+    peer: SocketAddr,
+    credentials: &Credentials,
+    port: Port,
+    slot: Slot,
+) -> Result<Connection, Fault> {
+    let acceptor = TlsAcceptor::from(credentials.server(port));
+    let stream = acceptor.accept(stream).await.map_err(|e| Fault::of_io(&e))?;
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let principal = match certificate {
+        Some(certificate) => Principal::Peer(identify(certificate, credentials.cluster())?),
+        None => Principal::Anonymous,
+    };
+    let peer = PeerInfo { address: peer, principal };
+    Ok(Connection::tls(stream.into(), peer, Some(slot)))
+}
+
+/// What every connection of a cluster has, on either side.
+pub(crate) fn configure(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_EVERY);
+    SockRef::from(stream).set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_TRIES))
+}
