@@ -7,11 +7,6 @@ use evenkeel_transport::{CertificateFacts, PeerIdentity, PeerRole};
 use jiff::Timestamp;
 use std::path::{Path, PathBuf};
 
-/// Make and show certificates, for tests and small clusters
-///
-/// The authority is a key in a file, without revocation: good for tests and for small clusters whose directory is kept
-/// safe. A cluster that has an authority of its own (cert-manager, Vault, step-ca) uses that instead; all that counts
-/// are the names in certificates.
 #[derive(Args)]
 pub(super) struct Certs {
     #[command(subcommand)]

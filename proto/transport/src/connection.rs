@@ -70,9 +70,9 @@ impl Connection {
     }
 }
 
-/// The first bytes of a TLS alert: what a TLS port answers to plaintext.
+/// The first byte of a TLS alert, which is what a TLS port answers to plaintext; no protocol of ours begins with it.
 fn is_tls_alert(bytes: &[u8]) -> bool {
-    matches!(bytes, [0x15, 0x03, ..])
+    bytes.first() == Some(&0x15)
 }
 
 impl AsyncRead for Connection {

@@ -325,9 +325,9 @@ impl Acceptor {
             Ok((_, Ok(()))) => {}
             Ok((peer, Err(fault))) => {
                 self.observer.auth_failure(fault.code.as_str());
-                let (port, code, message) = (self.port.as_str(), fault.code.as_str(), fault.message());
+                let (port, code, reason) = (self.port.as_str(), fault.code.as_str(), fault.message());
                 if self.may_log() {
-                    tracing::warn!(port, %peer, code, message, "connection refused");
+                    tracing::warn!(port, %peer, code, reason, "connection refused");
                 }
             }
             Err(error) if error.is_cancelled() => {}

@@ -58,8 +58,8 @@ fn report(
         Look::Broken(fault) => {
             if last.as_ref() != Some(&fault) {
                 observer.certificate_reload("broken");
-                let (code, message) = (fault.code.as_str(), fault.message());
-                tracing::error!(code, message, "new certificates cannot be used; the old ones stay in use");
+                let (code, reason) = (fault.code.as_str(), fault.message());
+                tracing::error!(code, reason, "new certificates cannot be used; the old ones stay in use");
             }
             Some(fault)
         }
