@@ -59,6 +59,24 @@ async fn connections_beyond_the_bound_are_closed_until_one_ends() {
     tokio::time::timeout(PATIENCE, again).await.expect("the place is free again");
 }
 
+#[tokio::test]
+async fn a_client_without_a_certificate_does_not_stay() {
+    let (_, balancer) = cluster();
+    let limits = Limits { anonymous_max: Duration::from_millis(50), ..Limits::new(64) };
+    let stand = Stand::bounded(Port::Metrics, &balancer, limits).await;
+    assert_eq!(stand.careless_until_closed().await, "anonymous");
+}
+
+#[tokio::test]
+async fn connections_notice_a_host_that_vanished() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let stream = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("connects");
+    crate::listen::configure(&stream).expect("configured");
+    let socket = socket2::SockRef::from(&stream);
+    assert!(socket.keepalive().expect("asked"));
+    assert_eq!(socket.tcp_keepalive_time().expect("asked"), Duration::from_secs(30));
+}
+
 /// A socket whose first accepts fail as they do without descriptors.
 struct Exhausted {
     listener: TcpListener,

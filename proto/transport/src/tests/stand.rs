@@ -21,6 +21,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// All that these tests wait for happens within this time on a busy machine.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
@@ -127,12 +129,24 @@ impl Stand {
 
     /// How a client that does not look at the server's certificate is refused, or greeted.
     pub(super) async fn careless(&self, files: Option<&TlsFiles>) -> Result<String, FaultCode> {
-        let stream = TcpStream::connect(self.address).await.expect("connects");
-        let config = Arc::new(careless(files));
-        let name = ServerName::try_from("any.example").expect("a name");
-        let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await;
-        let mut stream = stream.map_err(|e| Fault::of_io(&e).code)?;
+        let mut stream = self.careless_stream(files).await.map_err(|e| Fault::of_io(&e).code)?;
         line(&mut stream).await.map_err(|e| Fault::of_io(&e).code)
+    }
+
+    /// What such a client without a certificate is told until the server closes the connection.
+    pub(super) async fn careless_until_closed(&self) -> String {
+        let mut stream = self.careless_stream(None).await.expect("connected");
+        let mut told = Vec::new();
+        let closed = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut told)).await;
+        // Closed in good order or not: closed.
+        let _ = closed.expect("it is closed");
+        String::from_utf8(told).expect("text").trim().to_owned()
+    }
+
+    async fn careless_stream(&self, files: Option<&TlsFiles>) -> io::Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(self.address).await.expect("connects");
+        let name = ServerName::try_from("any.example").expect("a name");
+        TlsConnector::from(Arc::new(careless(files))).connect(name, stream).await
     }
 }
 
