@@ -4,7 +4,6 @@ use crate::credentials::{Credentials, Look};
 use crate::fault::Fault;
 use crate::observer::Observer;
 use crate::security::Security;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -31,12 +30,10 @@ pub async fn watch(security: Security, observer: Arc<dyn Observer>) {
     }
 }
 
-fn hung_up(signal: Option<&mut tokio::signal::unix::Signal>) -> impl Future<Output = ()> {
-    async {
-        match signal {
-            Some(signal) => drop(signal.recv().await),
-            None => std::future::pending().await,
-        }
+async fn hung_up(signal: Option<&mut tokio::signal::unix::Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
     }
 }
 
