@@ -8,6 +8,7 @@
 //! Every write but the campaign for the leader's key is *fenced*: it names the term in which it is made, and has no effect
 //! once that term is over.
 
+pub mod collect;
 mod fence;
 pub mod memory;
 #[cfg(test)]
