@@ -4,13 +4,14 @@ use prost::Message as _;
 use std::error::Error;
 use std::path::PathBuf;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "evenkeel/v1/plan.proto",
     "evenkeel/v1/agent.proto",
     "evenkeel/v1/simulated.proto",
     "evenkeel/v1/routing.proto",
     "evenkeel/v1/admin.proto",
     "evenkeel/v1/store.proto",
+    "evenkeel/v1/stored.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

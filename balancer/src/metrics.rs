@@ -54,7 +54,8 @@ metrics! {
     gauge HELD_PROMPTS = "evenkeel_held_prompts", Count, "Prompts held centrally until the next cohort.";
     gauge AGENTS = "evenkeel_agents", Count, "Agents of a unit, by state: connected or away.";
     gauge LEADER = "evenkeel_leader", Count, "1 while this balancer commands.";
-    histogram STORE_SECONDS = "evenkeel_store_seconds", Seconds, "Time of a store operation, by operation.";
+    histogram STORE_SECONDS = "evenkeel_store_seconds", Seconds, "Time of a store operation, by operation and outcome: ok, refused, or the code of its error.";
+    counter WATCH_RESTARTS = "evenkeel_watch_restarts_total", Count, "Watches of the store that began again, by reason: broken (no answer), or lost (changes were compacted, or the store is another one).";
     counter AUTH_FAILURES = "evenkeel_auth_failures_total", Count, "Connections and calls refused for who their caller is or did not show, by code.";
     counter CONNECTIONS_REFUSED = "evenkeel_connections_refused_total", Count, "Connections not taken for a bound or a fault of this host, by port and code.";
     gauge CERTIFICATE_EXPIRY = "evenkeel_certificate_expiry_timestamp_seconds", Seconds, "When the certificate in use ends, in seconds since 1970; without TLS there is none.";

@@ -1,7 +1,21 @@
 //! Where the records of [`evenkeel_core::records`] are kept: one trait, so that a store shared by several balancers can
 //! stand beside the one in a local file. Every implementation passes the same conformance suite.
 
-use evenkeel_core::records::{Changed, Key, LeaseId, Outcome, Revision, Scope, Transaction, Versioned};
+#[cfg(test)]
+mod arbitrary;
+pub mod codec;
+pub mod comparison;
+pub mod conformance;
+pub mod embedded;
+pub mod memory;
+pub mod path;
+pub mod plan_content;
+mod watcher;
+
+use evenkeel_core::records::{
+    Change, Changed, Key, LeaseId, Outcome, Record, Revision, Scope, Transaction, Versioned,
+};
+use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -105,6 +119,10 @@ pub trait Store: Send + Sync + 'static {
     /// What stands under the keys, in their order, all at one revision. At most [`Transaction::CHANGES_MAX`] keys.
     async fn read(&self, keys: &[Key]) -> Result<Found<Vec<Option<Versioned>>>, StoreError>;
 
+    /// The keys of a scope that exist, in their order, each with the transaction that last changed it, all at one revision:
+    /// for those who do not need what stands there.
+    async fn keys(&self, scope: &Scope) -> Result<Found<Vec<(Key, Revision)>>, StoreError>;
+
     /// What stands in a scope, in key order, all at one revision.
     async fn list(&self, scope: &Scope) -> Result<Found<Vec<(Key, Versioned)>>, StoreError>;
 
@@ -126,4 +144,36 @@ pub trait Store: Send + Sync + 'static {
 
     /// Where it is, for people: a path or endpoints.
     fn place(&self) -> String;
+}
+
+/// Version of the layout of keys, under [`Key::Schema`]: the first leader writes it. 1 was the embedded store's alone.
+pub const SCHEMA: u64 = 2;
+
+/// Refuses a store whose layout this program does not know. One without a version is new.
+pub async fn check_schema(store: &dyn Store) -> Result<(), StoreError> {
+    let found = store.read(&[Key::Schema]).await?.records;
+    match found.into_iter().next().flatten().map(|found| found.record) {
+        None | Some(Record::Schema(SCHEMA)) => Ok(()),
+        Some(other) => Err(StoreError::Broken {
+            place: store.place(),
+            reason: format!(
+                "has {other:?}, this program knows schema {SCHEMA}: run the version that wrote it"
+            ),
+        }),
+    }
+}
+
+/// What every transaction is, whatever it is made on. One that is not was built by a bug of ours.
+fn assert_sound(transaction: &Transaction) {
+    let mut keys = BTreeSet::new();
+    assert!(transaction.changes.len() <= Transaction::CHANGES_MAX, "the transaction is too large");
+    for change in &transaction.changes {
+        let (Change::Put(key, _, _) | Change::Delete(key)) = change;
+        assert!(keys.insert(key), "{key:?} is changed twice");
+        if let Change::Put(key, record, _) = change {
+            assert!(record.fits(key), "a record of another kind under {key:?}");
+            // Term 0 is compared with the key's absence.
+            assert_ne!(*record, Record::Generation(0), "a generation of 0 is its absence");
+        }
+    }
 }
