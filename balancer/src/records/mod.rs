@@ -7,14 +7,19 @@ pub mod codec;
 pub mod comparison;
 pub mod conformance;
 pub mod embedded;
+pub mod etcd;
 pub mod memory;
+mod metered;
 pub mod path;
 pub mod plan_content;
+pub mod repair;
+pub mod settings;
 mod watcher;
 
 use evenkeel_core::records::{
     Change, Changed, Key, LeaseId, Outcome, Record, Revision, Scope, Transaction, Versioned,
 };
+pub use settings::{StoreSettings, open};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::sync::mpsc;
