@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod certificates;
+pub mod etcd;
 pub mod fault_proxy;
 pub mod http;
 pub mod process;
