@@ -19,6 +19,7 @@ test: test-rust test-kernels test-foreign test-chart test-page ## Run every test
 
 test-rust: ## Unit, property, golden and end-to-end tests
 	tests/setup/nextest
+	tests/setup/etcd
 	cargo build --locked --workspace --bins
 	cargo nextest run --locked --workspace --no-fail-fast
 	cargo test --locked --workspace --doc --quiet

@@ -9,17 +9,32 @@ use std::process::Command;
 use tempfile::TempDir;
 
 /// How the members are started.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct EtcdSettings {
     /// Number of members.
     pub members: usize,
     /// Bytes of the database at which it takes no more; 0: etcd's own limit.
     pub quota_bytes: u64,
+    /// Certificates that members and clients show; `None`: plaintext.
+    pub tls: Option<EtcdTls>,
+}
+
+/// Files in PEM.
+#[derive(Debug, Clone)]
+pub struct EtcdTls {
+    /// The authority of all.
+    pub ca: PathBuf,
+    /// What the member shows its clients, and etcdctl the member.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// Name and password for etcdctl, as `name:password`, once users are needed.
+    pub user: Option<String>,
 }
 
 impl Default for EtcdSettings {
     fn default() -> Self {
-        Self { members: 1, quota_bytes: 0 }
+        Self { members: 1, quota_bytes: 0, tls: None }
     }
 }
 
@@ -67,16 +82,16 @@ impl Etcd {
     /// Starts the members and waits until they answer.
     pub fn start(settings: EtcdSettings) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
+        let (scheme, members) = (if settings.tls.is_some() { "https" } else { "http" }, settings.members);
         let member = |i| Member {
             name: format!("m{i}"),
-            client: format!("http://127.0.0.1:{}", free_port()),
+            client: format!("{scheme}://127.0.0.1:{}", free_port()),
             peer: format!("http://127.0.0.1:{}", free_port()),
             data: dir.path().join(format!("m{i}")),
             process: None,
         };
-        let members = (0..settings.members).map(member).collect();
-        let mut etcd = Self { settings, members, dir };
-        for i in 0..settings.members {
+        let mut etcd = Self { settings, members: (0..members).map(member).collect(), dir };
+        for i in 0..members {
             etcd.spawn(i);
         }
         etcd.wait_until_it_answers();
@@ -98,6 +113,10 @@ impl Etcd {
         command.args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]);
         command.args(["--initial-cluster", &cluster, "--initial-cluster-token", "evenkeel-tests"]);
         command.args(["--heartbeat-interval", "50", "--election-timeout", "500"]);
+        if let Some(EtcdTls { ca, certificate, key, .. }) = &self.settings.tls {
+            command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(ca);
+            command.arg("--cert-file").arg(certificate).arg("--key-file").arg(key);
+        }
         if self.settings.quota_bytes > 0 {
             command.args(["--quota-backend-bytes", &self.settings.quota_bytes.to_string()]);
         }
@@ -121,7 +140,8 @@ impl Etcd {
         wait_for("etcd to have a leader", || {
             (0..self.members.len()).filter(|i| self.members[*i].process.is_some()).find(|i| {
                 let endpoint = &self.members[*i].client;
-                let status = ctl(endpoint, &["endpoint", "status", "--write-out=json"]).unwrap_or_default();
+                let status =
+                    self.ctl_at(endpoint, &["endpoint", "status", "--write-out=json"]).unwrap_or_default();
                 let status: serde_json::Value = serde_json::from_str(&status).unwrap_or_default();
                 let status = &status[0]["Status"];
                 status["leader"].is_u64() && status["leader"] == status["header"]["member_id"]
@@ -165,7 +185,26 @@ impl Etcd {
     fn try_ctl(&self, arguments: &[&str]) -> Result<String, String> {
         let running = self.members.iter().filter(|member| member.process.is_some());
         let endpoints: Vec<&str> = running.map(|member| member.client.as_str()).collect();
-        ctl(&endpoints.join(","), arguments)
+        let endpoints = endpoints.join(",");
+        let Some(user) = self.settings.tls.as_ref().and_then(|tls| tls.user.as_ref()) else {
+            return self.ctl_at(&endpoints, arguments);
+        };
+        // Before users are needed, there is none to be.
+        let with_user = [&["--user", user.as_str()], arguments].concat();
+        self.ctl_at(&endpoints, arguments).or_else(|_| self.ctl_at(&endpoints, &with_user))
+    }
+
+    fn ctl_at(&self, endpoints: &str, arguments: &[&str]) -> Result<String, String> {
+        let mut command = Command::new(program("etcdctl"));
+        command.env("ETCDCTL_API", "3").args(["--endpoints", endpoints, "--command-timeout", "5s"]);
+        if let Some(EtcdTls { ca, certificate, key, .. }) = &self.settings.tls {
+            command.arg("--cacert").arg(ca).arg("--cert").arg(certificate).arg("--key").arg(key);
+        }
+        let output = command.args(arguments).output().map_err(|e| e.to_string())?;
+        match output.status.success() {
+            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
     }
 
     /// The store's revision.
@@ -189,7 +228,7 @@ impl Etcd {
         let file = self.dir.path().join("backup");
         let running = self.members.iter().find(|member| member.process.is_some()).expect("one runs");
         let path = file.to_str().expect("a plain path");
-        ctl(&running.client, &["snapshot", "save", path]).expect("a backup");
+        self.ctl_at(&running.client, &["snapshot", "save", path]).expect("a backup");
         file
     }
 
@@ -225,14 +264,4 @@ fn restore_command() -> Command {
     let mut command = Command::new(if utility.is_file() { utility } else { program("etcdctl") });
     command.env("ETCDCTL_API", "3");
     command
-}
-
-fn ctl(endpoints: &str, arguments: &[&str]) -> Result<String, String> {
-    let mut command = Command::new(program("etcdctl"));
-    command.env("ETCDCTL_API", "3").args(["--endpoints", endpoints, "--command-timeout", "5s"]);
-    let output = command.args(arguments).output().map_err(|e| e.to_string())?;
-    match output.status.success() {
-        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-    }
 }

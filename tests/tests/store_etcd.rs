@@ -1,5 +1,6 @@
 //! The shared store on a real etcd: what it must do as every store must, and what happens to it when members fail.
 
+use evenkeel::certificates::{Authority, Issue};
 use evenkeel::records::memory::MemoryStore;
 use evenkeel::records::settings::StoreKind;
 use evenkeel::records::{Store, StoreError, StoreSettings, Told, comparison, conformance, open};
@@ -8,9 +9,11 @@ use evenkeel_core::records::{
     CHUNK_BYTES_MAX, Change, Expect, Key, LeaderRecord, Outcome, Record, Revision, Scope, Transaction,
     campaign, guarded,
 };
-use evenkeel_tests::etcd::{Etcd, EtcdSettings};
-use evenkeel_tests::process::DEADLINE;
-use std::path::Path;
+use evenkeel_tests::etcd::{Etcd, EtcdSettings, EtcdTls};
+use evenkeel_tests::fault_proxy::{FaultProxy, Faults};
+use evenkeel_tests::process::{DEADLINE, wait_for};
+use evenkeel_transport::PeerRole;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -239,23 +242,89 @@ async fn a_used_up_quota_is_full_and_goes_on_when_there_is_room() {
     insist(store.as_ref(), &chunk(0)).await;
 }
 
+/// The store through a network that can fail.
+fn store_behind(proxy: &FaultProxy) -> Arc<dyn Store> {
+    let settings = StoreSettings {
+        kind: StoreKind::Etcd,
+        endpoints: vec![format!("http://{}", proxy.address())],
+        timeout_ms: 500,
+        ..StoreSettings::default()
+    };
+    open(&settings, Path::new("/nowhere"), "tests", false).expect("settings that can be used")
+}
+
+fn proxy(etcd: &Etcd) -> FaultProxy {
+    let target = etcd.endpoints()[0].trim_start_matches("http://").parse().expect("an address");
+    FaultProxy::start(target)
+}
+
+fn part(proxy: &FaultProxy, parted: bool) {
+    proxy.set(Faults { refusing: parted, ..Faults::default() });
+    proxy.cut();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_goes_on_where_it_was_after_a_broken_connection() {
+    let etcd = Etcd::start(EtcdSettings::default());
+    let proxy = proxy(&etcd);
+    let (near, far) = (store(&etcd), store_behind(&proxy));
+    insist(near.as_ref(), &free(vec![drains("a")])).await;
+    let mut watch = far.watch(Scope::OfUnit(unit()));
+    assert!(matches!(told(&mut watch).await, Told::Listed(_)));
+    part(&proxy, true);
+    let (revision, _) = insist(near.as_ref(), &free(vec![drains("b")])).await;
+    part(&proxy, false);
+    assert!(!told_of(&mut watch, revision).await, "nothing was lost, so nothing is listed");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_whose_changes_were_compacted_lists() {
-    let mut etcd = Etcd::start(EtcdSettings::default());
-    let store = store(&etcd);
-    insist(store.as_ref(), &free(vec![drains("a")])).await;
-    let mut watch = store.watch(Scope::OfUnit(unit()));
+    let etcd = Etcd::start(EtcdSettings::default());
+    let proxy = proxy(&etcd);
+    let (near, far) = (store(&etcd), store_behind(&proxy));
+    insist(near.as_ref(), &free(vec![drains("a")])).await;
+    let mut watch = far.watch(Scope::OfUnit(unit()));
     assert!(matches!(told(&mut watch).await, Told::Listed(_)));
-    etcd.kill(0);
-    // What happens while the watch is away is compacted before it comes back: another client does both.
-    etcd.restart(0);
-    etcd.wait_until_it_answers();
-    let (revision, _) = insist(store.as_ref(), &free(vec![drains("b")])).await;
+    part(&proxy, true);
+    insist(near.as_ref(), &free(vec![drains("b")])).await;
+    let (revision, _) = insist(near.as_ref(), &free(vec![drains("c")])).await;
     etcd.ctl(&["compact", &etcd.revision().to_string()]);
-    told_of(&mut watch, revision).await;
-    let (revision, _) = insist(store.as_ref(), &free(vec![drains("c")])).await;
+    part(&proxy, false);
+    assert!(told_of(&mut watch, revision).await, "b is gone, so everything is listed");
+    let (revision, _) = insist(near.as_ref(), &free(vec![drains("d")])).await;
     etcd.ctl(&["compact", &etcd.revision().to_string()]);
     assert!(!told_of(&mut watch, revision).await, "a compaction alone breaks no watch");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_watch_is_noticed() {
+    let etcd = Etcd::start(EtcdSettings::default());
+    let proxy = proxy(&etcd);
+    let (near, far) = (store(&etcd), store_behind(&proxy));
+    let mut watch = far.watch(Scope::OfUnit(unit()));
+    assert!(matches!(told(&mut watch).await, Told::Listed(_)));
+    let connections = proxy.accepted();
+    // Connections stay open, and nothing moves on them, for ever; those made from now on work.
+    proxy.set(Faults { stalled: true, ..Faults::default() });
+    let (revision, _) = insist(near.as_ref(), &free(vec![drains("a")])).await;
+    wait_for("the watch to try again", || (proxy.accepted() > connections).then_some(()));
+    proxy.set(Faults::default());
+    told_of(&mut watch, revision).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_without_an_answer_is_unknown() {
+    let etcd = Etcd::start(EtcdSettings::default());
+    let proxy = proxy(&etcd);
+    let far = store_behind(&proxy);
+    insist(far.as_ref(), &free(vec![drains("a")])).await;
+    proxy.set(Faults { stalled: true, ..Faults::default() });
+    let lost = far.transact(&free(vec![drains("b")])).await;
+    assert!(matches!(lost, Err(StoreError::Unknown { waited_ms: 500.., .. })), "{lost:?}");
+    let read = far.read(&[Key::Leader]).await;
+    assert!(matches!(read, Err(StoreError::Away { .. })), "a read changes nothing: {read:?}");
+    proxy.set(Faults::default());
+    insist(far.as_ref(), &free(vec![drains("c")])).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -279,23 +348,116 @@ async fn a_store_restored_from_a_backup_is_listed_anew() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restored_store_that_has_caught_up_is_listed_anew_all_the_same() {
     let mut etcd = Etcd::start(EtcdSettings::default());
-    let store = store(&etcd);
-    insist(store.as_ref(), &free(vec![drains("kept")])).await;
+    let proxy = proxy(&etcd);
+    let (near, far) = (store(&etcd), store_behind(&proxy));
+    insist(near.as_ref(), &free(vec![drains("kept")])).await;
     let backup = etcd.back_up();
-    let (lost, _) = insist(store.as_ref(), &free(vec![drains("lost")])).await;
-    let mut watch = store.watch(Scope::OfUnit(unit()));
+    let (lost, _) = insist(near.as_ref(), &free(vec![drains("lost")])).await;
+    let mut watch = far.watch(Scope::OfUnit(unit()));
     told_of(&mut watch, lost).await;
-    // Others write before the watch comes back: its position is no longer beyond the end.
-    etcd.freeze(0);
+    part(&proxy, true);
     etcd.restore(&backup);
+    // Others write meanwhile: the watch's position is no longer beyond the store's end.
     for i in 0..5 {
         etcd.ctl(&["put", "other", &i.to_string()]);
     }
-    loop {
-        match told(&mut watch).await {
-            Told::Listed(listed) if listed.records.len() == 1 => return,
-            Told::Listed(_) => {}
-            Told::Changed(changed) => panic!("changes of another past: {changed:?}"),
+    part(&proxy, false);
+    let Told::Listed(listed) = told(&mut watch).await else { panic!("what it told is gone") };
+    assert!(listed.revision > lost);
+    let expected = drains("kept");
+    assert!(matches!(&expected, Change::Put(_, record, _) if *record == listed.records[0].1.record));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_and_users_are_shown_and_needed() {
+    let secrets = Secrets::new();
+    let mut etcd = Etcd::start(EtcdSettings { tls: Some(secrets.tls()), ..EtcdSettings::default() });
+    for arguments in [&["user", "add", "root:of-tests"][..], &["user", "grant-role", "root", "root"]] {
+        etcd.ctl(arguments);
+    }
+    etcd.ctl(&["auth", "enable"]);
+    let good = secrets.settings(&etcd);
+    let opened =
+        |settings: &StoreSettings| open(settings, Path::new("/nowhere"), "tests", false).expect("opens");
+    let store = opened(&good);
+    let mut watch = store.watch(Scope::OfUnit(unit()));
+    assert!(matches!(told(&mut watch).await, Told::Listed(_)));
+    let (revision, _) = insist(store.as_ref(), &free(vec![drains("a")])).await;
+    told_of(&mut watch, revision).await;
+    let lease = store.grant(TTL).await.expect("a lease");
+    store.keep_alive(lease).await.expect("kept alive");
+
+    // Tokens end with the member that gave them.
+    etcd.kill(0);
+    etcd.restart(0);
+    let (revision, _) = insist(store.as_ref(), &free(vec![drains("b")])).await;
+    told_of(&mut watch, revision).await;
+
+    let nobody = StoreSettings { user: String::new(), password_file: "".into(), ..good.clone() };
+    let wrong = StoreSettings { password_file: secrets.file("wrong", "guessed"), ..good.clone() };
+    let bare = StoreSettings { certificate: "".into(), key: "".into(), ..good.clone() };
+    let stranger = StoreSettings { ca: secrets.other_authority(), ..good };
+    for (settings, hint) in
+        [(nobody, "permission denied"), (wrong, "password"), (bare, "ertificate"), (stranger, "ertificate")]
+    {
+        match opened(&settings).read(&[Key::Leader]).await {
+            Err(StoreError::Away { reason, .. }) => assert!(reason.contains(hint), "{reason}"),
+            other => panic!("{hint}: {other:?}"),
+        }
+    }
+}
+
+/// Certificates of a small cluster of which etcd's member is a part, and a password.
+struct Secrets(tempfile::TempDir);
+
+impl Secrets {
+    fn new() -> Self {
+        let secrets = Self(tempfile::tempdir().expect("a temporary directory"));
+        Authority::init(secrets.0.path(), "tests", false).expect("an authority");
+        let authority = Authority::open(secrets.0.path()).expect("an authority");
+        let also = ["127.0.0.1".to_owned()];
+        let issue = Issue { role: PeerRole::Balancer, name: "", also: &also, days: 1, force: false };
+        let (_, pair) = authority.issue(secrets.0.path(), &issue).expect("a certificate");
+        std::fs::rename(pair.certificate, secrets.path("member.crt")).expect("renamed");
+        std::fs::rename(pair.key, secrets.path("member.key")).expect("renamed");
+        secrets.file("password", "of-tests\n");
+        secrets
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn file(&self, name: &str, content: &str) -> PathBuf {
+        std::fs::write(self.path(name), content).expect("written");
+        self.path(name)
+    }
+
+    fn other_authority(&self) -> PathBuf {
+        Authority::init(&self.path("other"), "tests", false).expect("an authority");
+        self.path("other").join("ca.crt")
+    }
+
+    fn tls(&self) -> EtcdTls {
+        EtcdTls {
+            ca: self.path("ca.crt"),
+            certificate: self.path("member.crt"),
+            key: self.path("member.key"),
+            user: Some("root:of-tests".into()),
+        }
+    }
+
+    fn settings(&self, etcd: &Etcd) -> StoreSettings {
+        StoreSettings {
+            kind: StoreKind::Etcd,
+            endpoints: etcd.endpoints(),
+            timeout_ms: TIMEOUT_MS,
+            ca: self.path("ca.crt"),
+            certificate: self.path("member.crt"),
+            key: self.path("member.key"),
+            user: "root".into(),
+            password_file: self.path("password"),
+            ..StoreSettings::default()
         }
     }
 }

@@ -128,7 +128,8 @@ impl Members {
         operation: &'static str,
         call: &C,
     ) -> Result<C::Answer, Failed> {
-        let until = Instant::now() + self.deadline;
+        let began = Instant::now();
+        let until = began + self.deadline;
         let first = self.preferred.load(Ordering::Relaxed);
         let mut lost = false;
         let mut reason = String::new();
@@ -164,16 +165,13 @@ impl Members {
                 tokio::time::sleep(ROUND_PAUSE.min(until.saturating_duration_since(Instant::now()))).await;
             }
         }
-        Err(Failed::Store(self.no_answer(kind, operation, lost, reason)))
-    }
-
-    fn no_answer(&self, kind: Kind, operation: &'static str, lost: bool, reason: String) -> StoreError {
         let place = self.place.clone();
-        if lost && kind != Kind::Read {
-            let waited_ms = u64::try_from(self.deadline.as_millis()).unwrap_or(u64::MAX);
-            return StoreError::Unknown { place, operation, waited_ms };
+        if !lost || kind == Kind::Read {
+            return Err(Failed::Store(StoreError::Away { place, reason }));
         }
-        StoreError::Away { place, reason }
+        tracing::debug!(operation, reason, "a call of etcd may have been carried out or not");
+        let waited_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Err(Failed::Store(StoreError::Unknown { place, operation, waited_ms }))
     }
 
     fn definite(&self, failure: Failure) -> Failed {
