@@ -222,7 +222,8 @@ async fn a_used_up_quota_is_full_and_goes_on_when_there_is_room() {
     let term = reign(store.as_ref()).await;
     let chunk = |i: u32| {
         // Bytes that do not repeat: nothing on the way may make them fewer.
-        let bytes: Vec<u8> = (0..CHUNK_BYTES_MAX as u64).map(|b| (b * u64::from(i + 7) >> 3) as u8).collect();
+        let bytes: Vec<u8> =
+            (0..CHUNK_BYTES_MAX as u64).map(|b| ((b * u64::from(i + 7)) >> 3) as u8).collect();
         guarded(term, vec![Change::Put(Key::Chunk(unit(), Epoch(0), 0), Record::Chunk(bytes.into()), None)])
     };
     let filled = async {
