@@ -398,9 +398,12 @@ async fn certificates_and_users_are_shown_and_needed() {
     let wrong = StoreSettings { password_file: secrets.file("wrong", "guessed"), ..good.clone() };
     let bare = StoreSettings { certificate: "".into(), key: "".into(), ..good.clone() };
     let stranger = StoreSettings { ca: secrets.other_authority(), ..good };
-    for (settings, hint) in
-        [(nobody, "permission denied"), (wrong, "password"), (bare, "ertificate"), (stranger, "ertificate")]
-    {
+    for (settings, hint) in [
+        (nobody, "permission denied"),
+        (wrong, "password"),
+        (bare, "store.certificate"),
+        (stranger, "ertificate"),
+    ] {
         match opened(&settings).read(&[Key::Leader]).await {
             Err(StoreError::Away { reason, .. }) => assert!(reason.contains(hint), "{reason}"),
             other => panic!("{hint}: {other:?}"),

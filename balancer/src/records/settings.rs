@@ -169,6 +169,7 @@ impl StoreSettings {
         Ok(Reach {
             endpoints,
             tls: if tls { Some(self.tls()?) } else { None },
+            shows_certificate: !self.certificate.as_os_str().is_empty(),
             user: self.user()?,
             prefix,
             deadline: Duration::from_millis(self.timeout_ms),

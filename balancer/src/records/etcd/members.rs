@@ -81,13 +81,15 @@ pub(super) struct Members {
     preferred: AtomicUsize,
     deadline: Duration,
     place: String,
+    /// Said behind the reason when nobody can be reached.
+    hint: &'static str,
 }
 
 impl Members {
-    /// At least one member; calls end within `deadline`.
-    pub(super) fn new(members: Vec<Member>, deadline: Duration, place: String) -> Self {
+    /// At least one member; calls end within `deadline`. `hint` is said behind the reason when nobody can be reached.
+    pub(super) fn new(members: Vec<Member>, deadline: Duration, place: String, hint: &'static str) -> Self {
         assert!(!members.is_empty(), "the settings have been checked");
-        Self { members, preferred: AtomicUsize::new(0), deadline, place }
+        Self { members, preferred: AtomicUsize::new(0), deadline, place, hint }
     }
 
     /// Where the store is, for people.
@@ -167,6 +169,7 @@ impl Members {
         }
         let place = self.place.clone();
         if !lost || kind == Kind::Read {
+            let reason = format!("{reason}{}", self.hint);
             return Err(Failed::Store(StoreError::Away { place, reason }));
         }
         tracing::debug!(operation, reason, "a call of etcd may have been carried out or not");

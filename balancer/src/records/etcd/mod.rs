@@ -42,6 +42,8 @@ pub(super) struct Reach {
     pub(super) endpoints: Vec<Uri>,
     /// TLS, for all members.
     pub(super) tls: Option<Arc<ClientConfig>>,
+    /// Whether TLS shows a certificate of ours.
+    pub(super) shows_certificate: bool,
     /// Name and password.
     pub(super) user: Option<(String, String)>,
     /// What all keys begin with; ends with a slash.
@@ -67,13 +69,18 @@ impl std::fmt::Debug for EtcdStore {
 impl EtcdStore {
     /// Connects when it is first asked. Must be called within a tokio runtime.
     pub(super) fn new(reach: Reach) -> Self {
-        let Reach { endpoints, tls, user, prefix, deadline } = reach;
+        let Reach { endpoints, tls, shows_certificate, user, prefix, deadline } = reach;
         let hosts = endpoints.iter().filter_map(|endpoint| Some(endpoint.authority()?.as_str()));
         let place = format!("etcd {} {prefix}", hosts.collect::<Vec<_>>().join(","));
+        // By TLS 1.3 a member that misses it just closes the connection.
+        let hint = (tls.is_some() && !shows_certificate).then_some(
+            "; no certificate is shown: if etcd asks for one, set store.certificate and store.key",
+        );
         let connector = Connector(tls);
         let user = user.map(|(name, password)| User { name, password });
         let member = |endpoint| Member::new(endpoint, connector.clone(), user.clone());
-        let members = Members::new(endpoints.into_iter().map(member).collect(), deadline, place);
+        let members = endpoints.into_iter().map(member).collect();
+        let members = Members::new(members, deadline, place, hint.unwrap_or_default());
         Self(Arc::new(Inner { members, prefix: prefix.into_bytes() }))
     }
 }
