@@ -61,8 +61,11 @@ pub fn programs() -> Option<PathBuf> {
     let named = std::env::var_os("EVENKEEL_ETCD").map(PathBuf::from);
     let named = named.and_then(|etcd| etcd.parent().map(Path::to_owned));
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/etcd/usr/bin");
-    let folders = named.into_iter().chain(std::env::split_paths(&path)).chain([unpacked]);
+    // Tests are built into target/PROFILE/deps.
+    let test = std::env::current_exe().ok();
+    let target = test.as_deref().and_then(|test| test.ancestors().nth(3));
+    let unpacked = target.map(|target| target.join("etcd/usr/bin"));
+    let folders = named.into_iter().chain(std::env::split_paths(&path)).chain(unpacked);
     folders.into_iter().find(|folder| folder.join("etcd").is_file() && folder.join("etcdctl").is_file())
 }
 
