@@ -11,7 +11,7 @@
 //!   on, only its term counts. Answers go to the leader's stream: the one that was last welcomed by a leader
 //!   or that last commanded.
 //! - A higher term is persisted before anything is done in its name; a lower one is refused. If it cannot be
-//!   persisted the command is refused, and nothing has changed.
+//!   persisted the command is refused, and nothing has changed, but that lower ones are refused too.
 //! - Only the child of the plan in service can be prepared, and only what is prepared can be committed.
 //! - A plan is persisted after the flip and before APPLIED is said. Whatever was said to be applied can
 //!   therefore be read again after any crash, and what the workers serve is never older than that. While it
@@ -106,7 +106,10 @@ enum Record {
 pub struct Agent {
     topology: UnitTopology,
     ranks: Vec<Rank>,
+    /// The highest on disk.
     term: Term,
+    /// The highest heard of, which the disk may have refused: nothing below it is obeyed either.
+    seen: Term,
     /// Open streams; `true` once welcomed.
     streams: BTreeMap<StreamId, bool>,
     /// Where answers go.
@@ -141,6 +144,7 @@ impl Agent {
             topology,
             ranks,
             term,
+            seen: term,
             streams: BTreeMap::new(),
             leader: None,
             awaiting: None,
@@ -223,7 +227,7 @@ impl Agent {
     }
 
     fn stale(&self, term: Term) -> String {
-        format!("term {term} is below {}, the highest term seen", self.term)
+        format!("term {term} is below {}, the highest term seen", self.seen)
     }
 
     fn on_connected(&mut self, stream: StreamId) -> Vec<Action> {
@@ -249,9 +253,13 @@ impl Agent {
         if !self.streams.contains_key(&stream) {
             return Vec::new();
         }
-        if term < self.term && role == BalancerRole::Leader {
-            return vec![Action::CloseStream { stream, message: self.stale(term) }];
+        if term < self.seen {
+            return match role {
+                BalancerRole::Leader => vec![Action::CloseStream { stream, message: self.stale(term) }],
+                BalancerRole::Standby => self.welcomed(stream, role, boot_plan),
+            };
         }
+        self.seen = term;
         if term > self.term {
             self.awaiting = Some(Awaiting::Welcome { stream, role, term, boot_plan });
             return vec![Action::PersistTerm(term)];
@@ -373,10 +381,11 @@ impl Agent {
             return Vec::new();
         }
         let (term, id) = command.name();
-        if term < self.term {
+        if term < self.seen {
             let (code, message) = (RefusalCode::StaleTerm, self.stale(term));
             return vec![self.reply_on(stream, id, Outcome::Refused { code, message })];
         }
+        self.seen = term;
         if term > self.term {
             self.awaiting = Some(Awaiting::Command { stream, command });
             return vec![Action::PersistTerm(term)];

@@ -261,11 +261,13 @@ fn a_term_that_cannot_be_persisted_changes_nothing_and_is_tried_again() {
             (term_lost(), 0, ""),
             (leader(FIRST, 3), 0, "term 3"),
             (term_lost(), 0, "introduce"),
-            (order(2, &next()), 0, "term 2"),
+            (order(2, &next()), 0, "stale_term 1"),
+            (leader(SECOND, 2), 0, "close to 2"),
+            (order(3, &next()), 0, "term 3"),
             (Event::TermPersisted, 0, "stage 1"),
         ],
     );
-    assert_eq!(agent.term(), term(2));
+    assert_eq!(agent.term(), term(3));
 }
 
 #[test]

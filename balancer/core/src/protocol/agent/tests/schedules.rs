@@ -59,6 +59,8 @@ struct World {
     newest: u64,
     open: Vec<StreamId>,
     disk_term: Term,
+    /// The highest told on an open stream, by whoever may command.
+    seen: Term,
     disk_plan: Option<PlanId>,
     now: u64,
     work: VecDeque<Action>,
@@ -73,6 +75,7 @@ impl World {
             newest: SECOND.0,
             open: vec![FIRST, SECOND],
             disk_term: Term::default(),
+            seen: Term::default(),
             disk_plan: boots.then(|| id(&boot())),
             now: 0,
             work: VecDeque::new(),
@@ -132,11 +135,13 @@ impl World {
     /// Feeds an event and what follows from it; the disk takes what it is given, or not.
     fn feed(&mut self, event: Event, disk: bool) -> Result<(), TestCaseError> {
         let (before, flips) = (self.agent.applied(), matches!(event, Event::Flipped { .. }));
-        let term = match &event {
-            Event::Welcomed { term, role: BalancerRole::Leader, .. } => Some(*term),
-            Event::Command { command, .. } => Some(command.name().0),
-            _ => None,
+        let (stream, term) = match &event {
+            Event::Welcomed { stream, term, role: BalancerRole::Leader, .. } => (Some(*stream), Some(*term)),
+            Event::Command { stream, command } => (Some(*stream), Some(command.name().0)),
+            _ => (None, None),
         };
+        let heard = term.filter(|_| stream.is_some_and(|stream| self.open.contains(&stream)));
+        self.seen = self.seen.max(heard.unwrap_or_default());
         let mut actions = self.agent.on(event, Millis(self.now));
         if let [only @ (Action::PersistTerm(_) | Action::PersistPlan(_))] = actions.as_slice() {
             let outcome = self.persist(only.clone(), disk)?;
@@ -177,7 +182,7 @@ impl World {
     }
 
     fn take(&mut self, action: Action, term: Option<Term>) -> Result<(), TestCaseError> {
-        let stale = term.is_some_and(|t| t < self.disk_term);
+        let stale = term.is_some_and(|t| t < self.seen);
         match &action {
             Action::Reply { stream, reply } => {
                 prop_assert!(self.open.contains(stream), "answers on a closed stream");
