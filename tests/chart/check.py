@@ -63,6 +63,7 @@ def the_balancer_file_is_toml_with_its_types():
         "admin_listen": "0.0.0.0:7401",
         "metrics_listen": "0.0.0.0:7402",
         "state_dir": "/var/lib/evenkeel",
+        "tls": {f: f"/etc/evenkeel-tls/{n}" for f, n in [("ca", "ca.crt"), ("certificate", "tls.crt"), ("key", "tls.key")]},
         "control": {"window_steps": 400},
     }, text
 
@@ -82,8 +83,9 @@ def configuration_of_every_type_survives():
 
 
 def a_key_that_the_chart_sets_is_refused_in_the_configuration():
-    words = refusal({"balancer": {"config": {"state_dir": "/tmp"}}})
-    assert "balancer.config.state_dir is set by the chart" in words, words
+    for key, value in [("state_dir", "/tmp"), ("tls", {"ca": "/tmp/ca.crt"})]:
+        words = refusal({"balancer": {"config": {key: value}}})
+        assert f"balancer.config.{key} is set by the chart" in words, words
 
 
 def unknown_keys_are_refused():
@@ -92,6 +94,8 @@ def unknown_keys_are_refused():
         {"balancer": {"replicas": 3}},
         {"service": {"ports": {"admn": 7401}}},
         {"monitor": {"enable": True}},
+        {"tls": {"secretName": "a"}},
+        {"tls": {"balancer": {"secret": "a"}}},
         with_unit(slots=9),
         with_unit(nodes=[{"name": "a", "ranks": "0-7", "gpu": 1}]),
     ]:
@@ -105,6 +109,9 @@ def wrong_types_and_ranges_are_refused():
         ({"service": {"ports": {"admin": "7401"}}}, "admin"),
         ({"service": {"ports": {"metrics": 80}}}, "metrics"),
         ({"agent": {"backend": "cuda"}}, "backend"),
+        ({"tls": {"enabled": "yes"}}, "enabled"),
+        ({"tls": {"agent": {"secretName": "Upper"}}}, "secretName"),
+        ({"tls": {"agent": {"volume": {"csi": {}, "secret": {}}}}}, "volume"),
         (with_unit(role="both"), "role"),
         (with_unit(layers=0), "layers"),
         (with_unit(nodes=[]), "nodes"),
@@ -209,7 +216,9 @@ def every_node_of_a_unit_has_its_ranks_and_is_chosen():
         config = next(m for m in of_kind(manifests, "ConfigMap") if m["metadata"]["name"] == name)
         ranks = {file: tomllib.loads(text) for file, text in config["data"].items()}
         names = [node["name"].replace(".", "-") for node in unit["nodes"]]
-        wanted = [{"node": name, "ranks": node["ranks"]} for name, node in zip(names, unit["nodes"])]
+        files = [{"tls_ca": "ca.crt", "tls_cert": f"{name}.crt", "tls_key": f"{name}.key"} for name in names]
+        files = [{key: f"/etc/evenkeel-tls/{file}" for key, file in some.items()} for some in files]
+        wanted = [{"node": n, "ranks": node["ranks"], **f} for n, f, node in zip(names, files, unit["nodes"])]
         assert ranks == dict(zip([f"{node['name']}.toml" for node in unit["nodes"]], wanted)), ranks
         pod = next(m for m in of_kind(manifests, "DaemonSet") if m["metadata"]["name"] == name)["spec"]["template"]["spec"]
         rule = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
@@ -225,6 +234,68 @@ def agents_reach_the_balancer_by_its_service():
         args = daemon["spec"]["template"]["spec"]["containers"][0]["args"]
         assert f"--balancer={service['metadata']['name']}.serving.svc:{port}" in args, args
         assert "--cluster=demo" in args
+
+
+def secrets_of(manifests):
+    """The Secret that each workload mounts for TLS."""
+    volumes = {name: t["spec"]["volumes"] for name, t in pod_templates(manifests)}
+    return {name: v["secret"]["secretName"] for name, all in volumes.items() for v in all if v["name"] == "tls"}
+
+
+def tls_is_on_unless_it_is_turned_off():
+    manifests, notes = render(SIMULATED)
+    balancer, agents = "demo-evenkeel-balancer-tls", "demo-evenkeel-agent-tls"
+    assert secrets_of(manifests) == {
+        "demo-evenkeel-balancer": balancer,
+        "demo-evenkeel-agent-prefill": agents,
+        "demo-evenkeel-agent-decode": agents,
+    }
+    assert all(secret in notes for secret in [balancer, agents, "demo-evenkeel-monitor-tls"]), notes
+    for _, template in pod_templates(manifests):
+        for container in template["spec"]["containers"]:
+            probes = [value for key, value in container.items() if key.endswith("Probe")]
+            assert {probe["httpGet"]["scheme"] for probe in probes} == {"HTTPS"}
+    named = {"tls": {"balancer": {"secretName": "mine"}, "agent": {"secretName": "theirs"}}}
+    assert set(secrets_of(render({**SIMULATED, **named})[0]).values()) == {"mine", "theirs"}
+
+
+def plaintext_is_asked_for_in_so_many_words():
+    manifests, notes = render({**SIMULATED, "tls": {"enabled": False}})
+    for manifest in manifests:
+        validate(manifest)
+    assert "PLAINTEXT" in notes and not secrets_of(manifests)
+    config = next(m["data"]["balancer.toml"] for m in of_kind(manifests, "ConfigMap") if "balancer.toml" in m["data"])
+    assert tomllib.loads(config)["insecure_plaintext"] is True and "tls" not in tomllib.loads(config)
+    for daemon in of_kind(manifests, "DaemonSet"):
+        assert "--insecure-plaintext" in daemon["spec"]["template"]["spec"]["containers"][0]["args"]
+    for kind, endpoints in [("ServiceMonitor", "endpoints"), ("PodMonitor", "podMetricsEndpoints")]:
+        assert "scheme" not in of_kind(manifests, kind)[0]["spec"][endpoints][0]
+
+
+def a_volume_can_stand_in_for_the_agents_secret():
+    volume = {"csi": {"driver": "csi.cert-manager.io", "readOnly": True}}
+    manifests, _ = render({**SIMULATED, "tls": {"agent": {"volume": volume}}})
+    for daemon in of_kind(manifests, "DaemonSet"):
+        validate(daemon)
+        pod = daemon["spec"]["template"]["spec"]
+        assert {"name": "tls", **volume} in pod["volumes"]
+        assert "--tls-cert=/etc/evenkeel-tls/tls.crt" in pod["containers"][0]["args"]
+    for config in of_kind(manifests, "ConfigMap"):
+        assert not any("tls_cert" in text for text in config["data"].values())
+
+
+def scrapers_show_a_certificate_and_verify_what_they_can():
+    def endpoint(values, kind, key):
+        return of_kind(render({**SIMULATED, **values})[0], kind)[0]["spec"][key][0]
+
+    balancer = endpoint({}, "ServiceMonitor", "endpoints")
+    assert (balancer["scheme"], balancer["tlsConfig"]["serverName"]) == ("https", "balancer.demo.evenkeel")
+    assert balancer["tlsConfig"]["keySecret"] == {"name": "demo-evenkeel-monitor-tls", "key": "tls.key"}
+    agents = endpoint({}, "PodMonitor", "podMetricsEndpoints")["tlsConfig"]
+    assert agents["insecureSkipVerify"] is True and "serverName" not in agents
+    named = {"tls": {"monitor": {"agentServerName": "agents.demo"}}}
+    agents = endpoint(named, "PodMonitor", "podMetricsEndpoints")["tlsConfig"]
+    assert agents["serverName"] == "agents.demo" and "insecureSkipVerify" not in agents
 
 
 def another_port_reaches_all_places():
@@ -375,6 +446,10 @@ CHECKS = [
     what_is_named_exists,
     every_node_of_a_unit_has_its_ranks_and_is_chosen,
     agents_reach_the_balancer_by_its_service,
+    tls_is_on_unless_it_is_turned_off,
+    plaintext_is_asked_for_in_so_many_words,
+    a_volume_can_stand_in_for_the_agents_secret,
+    scrapers_show_a_certificate_and_verify_what_they_can,
     another_port_reaches_all_places,
     there_is_one_balancer_and_its_store_is_kept,
     a_changed_configuration_replaces_the_balancer,

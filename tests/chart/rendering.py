@@ -46,6 +46,26 @@ def pod_templates(manifests):
 _STRINGS = {"type": "object", "additionalProperties": {"type": "string"}}
 
 
+_KEY = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["name", "key"],
+    "properties": {"name": {"type": "string", "minLength": 1}, "key": {"type": "string"}},
+}
+_FILE = {"type": "object", "additionalProperties": False, "required": ["secret"], "properties": {"secret": _KEY}}
+_TLS = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "ca": _FILE,
+        "cert": _FILE,
+        "keySecret": _KEY,
+        "serverName": {"type": "string", "minLength": 1},
+        "insecureSkipVerify": {"const": True},
+    },
+}
+
+
 def _monitor(endpoints):
     relabeling = {
         "type": "object",
@@ -64,6 +84,8 @@ def _monitor(endpoints):
             "port": {"type": "string"},
             "path": {"type": "string"},
             "interval": {"type": "string", "pattern": "^[0-9]+(ms|s|m)$"},
+            "scheme": {"enum": ["http", "https"]},
+            "tlsConfig": _TLS,
             "honorLabels": {"type": "boolean"},
             "relabelings": {"type": "array", "items": relabeling},
         },

@@ -49,6 +49,11 @@ impl Process {
         Self { child, log: log.to_owned() }
     }
 
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGKILL: what a crash looks like.
     pub fn kill(&mut self) {
         self.child.kill().expect("a child can be killed");

@@ -1,5 +1,6 @@
 //! A small unit: one balancer, a few agents, and the means to feed, break and inspect them.
 
+use crate::certificates::Certificates;
 use crate::process::{DEADLINE, POLL, Process, program, wait_for};
 use evenkeel_agent::config::{Output, TlsFlags, VerifyFlags};
 use evenkeel_agent::verify;
@@ -8,6 +9,8 @@ use evenkeel_proto::v1::admin_service_client::AdminServiceClient;
 use evenkeel_proto::v1::routing_service_client::RoutingServiceClient;
 use evenkeel_proto::v1::simulated_engine_service_client::SimulatedEngineServiceClient;
 use evenkeel_proto::v1::{self, UnitState};
+use evenkeel_transport::credentials::Server;
+use evenkeel_transport::{Security, dial};
 use evenkeel_worker::simulated::control;
 use prost::Message as _;
 use serde_json::Value;
@@ -15,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output as ProcessOutput};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
+use tonic::transport::Channel;
 
 /// Steps of a load window.
 pub const WINDOW_STEPS: u64 = 4;
@@ -81,6 +85,8 @@ pub struct Rig {
     /// Where the balancer listens, the same over restarts.
     pub ports: Ports,
     agents: Vec<Agent>,
+    /// With these everything runs over TLS.
+    certificates: Option<Certificates>,
     /// Number of the next step.
     step: u64,
 }
@@ -88,11 +94,34 @@ pub struct Rig {
 impl Rig {
     /// Starts everything and waits until the unit has formed.
     pub fn start(shape: Shape) -> Self {
+        Self::start_with(shape, |_| None)
+    }
+
+    /// The same over TLS: an authority, and certificates of the balancer, of every agent, of one called `stranger`, and
+    /// of an operator, a viewer, an admin and a gateway called `rig`.
+    pub fn start_secured(shape: Shape) -> Self {
+        Self::start_with(shape, |dir| {
+            let certificates = Certificates::init(&dir.join("certificates"), "test");
+            certificates.issue(&["balancer"]);
+            for role in ["viewer", "operator", "admin", "gateway"] {
+                certificates.issue(&[role, "rig"]);
+            }
+            for node in 0..shape.nodes {
+                certificates.issue(&["agent", &format!("n-{node}")]);
+            }
+            certificates.issue(&["agent", "stranger"]);
+            Some(certificates)
+        })
+    }
+
+    fn start_with(shape: Shape, certificates: impl FnOnce(&Path) -> Option<Certificates>) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
+        let certificates = certificates(dir.path());
         let config = format!(
             "cluster = \"test\"\n[control]\nwindow_steps = {WINDOW_STEPS}\nreport_interval_ms = 20\nabort_pause_ms = 100\nping_interval_ms = 200\nsilence_limit_ms = 2000\n[routing]\nrecord = {:?}\n",
             dir.path().join("decisions")
         );
+        let config = config + &certificates.as_ref().map_or(String::new(), tls_section);
         std::fs::write(dir.path().join("balancer.toml"), config).expect("written");
         let any = "127.0.0.1:0".to_owned();
         let any = Ports { agents: any.clone(), admin: any.clone(), metrics: any };
@@ -105,6 +134,7 @@ impl Rig {
             balancer,
             ports,
             agents: Vec::new(),
+            certificates,
             step: 0,
         };
         for node in 0..shape.nodes {
@@ -141,6 +171,9 @@ impl Rig {
         flag("--state-dir", state_dir.display().to_string());
         for listen in ["--metrics", "--transfer", "--engine"] {
             flag(listen, "127.0.0.1:0".to_owned());
+        }
+        for (name, value) in self.certificates.iter().flat_map(|c| c.flags(&format!("agent-{name}"))) {
+            flag(name, value);
         }
         if let Some(rate) = shape.transfer_bytes_per_second {
             flag("--transfer-bytes-per-second", rate.to_string());
@@ -272,22 +305,38 @@ impl Rig {
             routing: Some(v1::step_request::Routing::Counts(counts)),
             gauges: self.gauges(node),
         };
-        let address = format!("http://{}", self.agents[node].engine);
         self.runtime.block_on(async {
-            let client = SimulatedEngineServiceClient::connect(address).await;
-            let mut client = client.map_err(|e| e.to_string())?;
+            let channel = self.channel("operator-rig", Server::Agent, &self.agents[node].engine).await?;
+            let mut client = SimulatedEngineServiceClient::new(channel);
             client.step(request).await.map(tonic::Response::into_inner).map_err(|e| e.to_string())
         })
+    }
+
+    /// The certificates of a secured rig.
+    #[track_caller]
+    pub fn certificates(&self) -> &Certificates {
+        self.certificates.as_ref().expect("a secured rig")
+    }
+
+    /// How the owner of a certificate connects.
+    pub fn security(&self, name: &str) -> Security {
+        self.certificates.as_ref().map_or(Security::Loopback, |certificates| certificates.security(name))
+    }
+
+    async fn channel(&self, name: &str, server: Server, address: &str) -> Result<Channel, String> {
+        let security = self.security(name);
+        let dialled = dial::connect(&security, server, address, DEADLINE, |endpoint| endpoint).await;
+        dialled.map(|(channel, _)| channel).map_err(|fault| fault.to_string())
     }
 
     /// Calls the admin service.
     pub fn admin<T>(
         &self,
-        call: impl AsyncFnOnce(AdminServiceClient<tonic::transport::Channel>) -> Result<T, tonic::Status>,
+        call: impl AsyncFnOnce(AdminServiceClient<Channel>) -> Result<T, tonic::Status>,
     ) -> Result<T, String> {
-        let address = format!("http://{}", self.ports.admin);
         self.runtime.block_on(async {
-            let client = AdminServiceClient::connect(address).await.map_err(|e| e.to_string())?;
+            let channel = self.channel("operator-rig", Server::Balancer, &self.ports.admin).await?;
+            let client = AdminServiceClient::new(channel);
             call(client.max_decoding_message_size(evenkeel_proto::MESSAGE_BYTES_MAX))
                 .await
                 .map_err(|e| e.message().to_owned())
@@ -301,9 +350,9 @@ impl Rig {
 
     /// Sends batches of routing events over one stream, and returns the response to each.
     pub fn route(&self, batches: Vec<v1::RouteRequest>) -> Vec<v1::RouteResponse> {
-        let address = format!("http://{}", self.ports.admin);
         self.runtime.block_on(async {
-            let mut client = RoutingServiceClient::connect(address).await.expect("connects");
+            let channel = self.channel("gateway-rig", Server::Balancer, &self.ports.admin).await;
+            let mut client = RoutingServiceClient::new(channel.expect("connects"));
             let stream = client.route(tokio_stream::iter(batches)).await.expect("a stream");
             let mut stream = stream.into_inner();
             let mut responses = Vec::new();
@@ -376,6 +425,9 @@ impl Rig {
     pub fn verify(&self) -> (ProcessOutput, Value) {
         let mut command = Command::new(program("evenkeel-agent"));
         command.args(["verify", "--output", "json", "--admin", &self.ports.admin]);
+        for (name, value) in self.certificates.iter().flat_map(|c| c.flags("viewer-rig")) {
+            command.arg(name).arg(value);
+        }
         for agent in &self.agents {
             command.arg("--state").arg(&agent.state_dir);
         }
@@ -447,6 +499,11 @@ impl Rig {
         }
         true
     }
+}
+
+fn tls_section(certificates: &Certificates) -> String {
+    let files = certificates.files("balancer");
+    format!("[tls]\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n", files.ca, files.certificate, files.key)
 }
 
 fn read_json(path: &Path) -> Option<Value> {

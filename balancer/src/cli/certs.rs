@@ -7,11 +7,6 @@ use evenkeel_transport::{CertificateFacts, PeerIdentity, PeerRole};
 use jiff::Timestamp;
 use std::path::{Path, PathBuf};
 
-/// Make and show certificates, for tests and small clusters
-///
-/// The authority is a key in a file, without revocation: good for tests and for small clusters whose directory is kept
-/// safe. A cluster that has an authority of its own (cert-manager, Vault, step-ca) uses that instead; all that counts
-/// are the names in certificates.
 #[derive(Args)]
 pub(super) struct Certs {
     #[command(subcommand)]
@@ -59,11 +54,13 @@ struct IssueFlags {
 #[derive(Subcommand)]
 enum Role {
     /// For a balancer
-    Balancer(Balancer),
+    Balancer(Also),
     /// For the agent of a node
     Agent {
         /// Name of the node, as in the agent's --node
         node: String,
+        #[command(flatten)]
+        also: Also,
     },
     /// For a person or a program that may look
     Viewer(Name),
@@ -76,13 +73,19 @@ enum Role {
 }
 
 #[derive(Args)]
-struct Balancer {
+struct Also {
     /// A DNS name under which browsers and tools reach it; may be given several times
     #[arg(long, value_name = "NAME")]
     dns: Vec<String>,
     /// An address under which browsers and tools reach it; may be given several times
     #[arg(long, value_name = "IP")]
     ip: Vec<std::net::IpAddr>,
+}
+
+impl Also {
+    fn names(&self) -> Vec<String> {
+        self.dns.iter().cloned().chain(self.ip.iter().map(ToString::to_string)).collect()
+    }
 }
 
 #[derive(Args)]
@@ -120,17 +123,18 @@ impl Certs {
 impl IssueFlags {
     fn run(self) -> Result<(), Failure> {
         let authority = Authority::open(&self.dir)?;
-        let mut also = Vec::new();
         let (role, name) = match &self.role {
-            Role::Balancer(balancer) => {
-                also.extend(balancer.dns.iter().cloned().chain(balancer.ip.iter().map(ToString::to_string)));
-                (PeerRole::Balancer, "")
-            }
-            Role::Agent { node } => (PeerRole::Agent, node.as_str()),
+            Role::Balancer(_) => (PeerRole::Balancer, ""),
+            Role::Agent { node, .. } => (PeerRole::Agent, node.as_str()),
             Role::Viewer(name) => (PeerRole::Viewer, name.name.as_str()),
             Role::Operator(name) => (PeerRole::Operator, name.name.as_str()),
             Role::Admin(name) => (PeerRole::Admin, name.name.as_str()),
             Role::Gateway(name) => (PeerRole::Gateway, name.name.as_str()),
+        };
+        let also = match &self.role {
+            Role::Balancer(also) | Role::Agent { also, .. } => also.names(),
+            // People and gateways are never dialled.
+            _ => Vec::new(),
         };
         let issue = Issue { role, name, also: &also, days: self.days, force: self.force };
         let (identity, pair) = authority.issue(&self.dir, &issue)?;

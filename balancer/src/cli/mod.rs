@@ -47,6 +47,10 @@ enum Command {
     /// Replay a trace on modelled prefill and decode units, policies side by side; needs no balancer
     Simulate(simulate::Simulate),
     /// Make and show certificates, for tests and small clusters; needs no balancer
+    ///
+    /// The authority is a key in a file, without revocation: good for tests and for small clusters whose directory is
+    /// kept safe. A cluster that has an authority of its own (cert-manager, Vault, step-ca) uses that instead; all that
+    /// counts are the names in certificates.
     Certs(certs::Certs),
     /// Show units and agents of a running balancer
     Status(admin::Status),

@@ -56,7 +56,7 @@ impl AgentService for Agents {
                 tracing::warn!(
                     node = hello.node,
                     code = fault.code.as_str(),
-                    message = fault.message(),
+                    reason = fault.message(),
                     "agent refused"
                 );
                 let _ = link.send(sync_response::Message::Refusal(refusal(&fault)));

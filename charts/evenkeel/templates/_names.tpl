@@ -33,6 +33,33 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 
+{{/* The Secrets of TLS: the balancer's, the agents', the scraper's. */}}
+{{- define "evenkeel.balancerTls" -}}
+{{- default (printf "%s-balancer-tls" (include "evenkeel.fullname" .)) .Values.tls.balancer.secretName }}
+{{- end }}
+
+{{- define "evenkeel.agentTls" -}}
+{{- default (printf "%s-agent-tls" (include "evenkeel.fullname" .)) .Values.tls.agent.secretName }}
+{{- end }}
+
+{{- define "evenkeel.monitorTls" -}}
+{{- default (printf "%s-monitor-tls" (include "evenkeel.fullname" .)) .Values.tls.monitor.secretName }}
+{{- end }}
+
+{{/* How probes reach the metrics port: without a certificate they see nothing but whether it is alive. */}}
+{{- define "evenkeel.probeScheme" -}}
+{{- if .Values.tls.enabled }}HTTPS{{ else }}HTTP{{ end }}
+{{- end }}
+
+{{/* What a scraper of TLS needs beside the server's name. */}}
+{{- define "evenkeel.monitorTlsConfig" -}}
+ca:
+  secret: {name: {{ include "evenkeel.monitorTls" . }}, key: ca.crt}
+cert:
+  secret: {name: {{ include "evenkeel.monitorTls" . }}, key: tls.crt}
+keySecret: {name: {{ include "evenkeel.monitorTls" . }}, key: tls.key}
+{{- end }}
+
 {{- define "evenkeel.image" -}}
 {{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) }}
 {{- end }}

@@ -4,6 +4,7 @@
 use crate::fault::{Fault, FaultCode};
 use crate::identity::Principal;
 use crate::slots::Slot;
+use std::future::Future as _;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -11,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_rustls::TlsStream;
 
 /// Who is on the other side of a connection.
@@ -31,6 +33,8 @@ pub struct Connection {
     fault: Arc<OnceLock<Fault>>,
     /// Whether anything was read yet.
     fresh: bool,
+    /// When reads come to an end.
+    ends: Option<Pin<Box<Sleep>>>,
     _slot: Option<Slot>,
 }
 
@@ -43,12 +47,20 @@ enum Stream {
 
 impl Connection {
     pub(crate) fn plain(stream: TcpStream, peer: PeerInfo, slot: Option<Slot>) -> Self {
-        Self { stream: Stream::Plain(stream), peer, fault: Arc::default(), fresh: true, _slot: slot }
+        Self::new(Stream::Plain(stream), peer, slot)
     }
 
     pub(crate) fn tls(stream: TlsStream<TcpStream>, peer: PeerInfo, slot: Option<Slot>) -> Self {
-        let stream = Stream::Tls(Box::new(stream));
-        Self { stream, peer, fault: Arc::default(), fresh: true, _slot: slot }
+        Self::new(Stream::Tls(Box::new(stream)), peer, slot)
+    }
+
+    fn new(stream: Stream, peer: PeerInfo, slot: Option<Slot>) -> Self {
+        Self { stream, peer, fault: Arc::default(), fresh: true, ends: None, _slot: slot }
+    }
+
+    /// Reads end at this time, and the connection with them.
+    pub(crate) fn until(self, time: Instant) -> Self {
+        Self { ends: Some(Box::pin(sleep_until(time))), ..self }
     }
 
     /// The other side.
@@ -70,9 +82,9 @@ impl Connection {
     }
 }
 
-/// The first bytes of a TLS alert: what a TLS port answers to plaintext.
+/// The first byte of a TLS alert, which is what a TLS port answers to plaintext; no protocol of ours begins with it.
 fn is_tls_alert(bytes: &[u8]) -> bool {
-    matches!(bytes, [0x15, 0x03, ..])
+    bytes.first() == Some(&0x15)
 }
 
 impl AsyncRead for Connection {
@@ -81,6 +93,11 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(ends) = &mut self.ends
+            && ends.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         let before = buf.filled().len();
         let read = match &mut self.stream {
             Stream::Plain(stream) => ready!(Pin::new(stream).poll_read(cx, buf)),

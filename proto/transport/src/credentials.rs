@@ -9,7 +9,7 @@ use crate::verifier::{Admits, AgentVerifier, ClientVerifier, check_own};
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::NoServerSessionStorage;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::fmt;
@@ -102,8 +102,13 @@ pub enum Look {
 impl Credentials {
     /// Reads the files. `cluster`: the certificate must be of this one; `None` takes the certificate's.
     pub fn load(files: TlsFiles, cluster: Option<&str>) -> Result<Arc<Self>, Fault> {
+        Self::load_at(files, cluster, UnixTime::now())
+    }
+
+    /// At a time: tests make certificates that have ended since.
+    pub(crate) fn load_at(files: TlsFiles, cluster: Option<&str>, now: UnixTime) -> Result<Arc<Self>, Fault> {
         let contents = files.read()?;
-        let loaded = Loaded::new(&files, &contents, cluster)?;
+        let loaded = Loaded::new(&files, &contents, cluster, now)?;
         let cluster = loaded.identity.cluster.clone();
         let loaded = RwLock::new(Arc::new(loaded));
         Ok(Arc::new(Self { files, cluster, loaded, seen: Mutex::new(contents) }))
@@ -118,7 +123,7 @@ impl Credentials {
             Ok(contents) if contents == *seen => return Look::Unchanged,
             Ok(contents) => contents,
         };
-        let loaded = Loaded::new(&self.files, &contents, Some(&self.cluster));
+        let loaded = Loaded::new(&self.files, &contents, Some(&self.cluster), UnixTime::now());
         let loaded = loaded.and_then(|loaded| loaded.expect_identity(&self.identity()));
         *seen = contents;
         match loaded {
@@ -176,7 +181,12 @@ impl Credentials {
 }
 
 impl Loaded {
-    fn new(files: &TlsFiles, contents: &Contents, cluster: Option<&str>) -> Result<Self, Fault> {
+    fn new(
+        files: &TlsFiles,
+        contents: &Contents,
+        cluster: Option<&str>,
+        now: UnixTime,
+    ) -> Result<Self, Fault> {
         let at = |path: &Path, fault: Fault| Fault {
             text: format!("{}: {}", path.display(), fault.text),
             ..fault
@@ -188,7 +198,7 @@ impl Loaded {
         let identity = facts.identity().map_err(|fault| at(&files.certificate, fault))?;
         let cluster = cluster.unwrap_or(&identity.cluster).to_owned();
         let identity = identity.expect_cluster(&cluster).map_err(|fault| at(&files.certificate, fault))?;
-        check_own(&chain, roots.clone(), provider.clone(), &identity)
+        check_own(&chain, roots.clone(), provider.clone(), &identity, now)
             .map_err(|fault| at(&files.certificate, fault))?;
         let key = PrivateKeyDer::from_pem_slice(&contents.key)
             .map_err(|e| at(&files.key, Fault::new(FaultCode::Unreadable, format!("no private key: {e}"))))?;

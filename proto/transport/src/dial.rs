@@ -104,7 +104,7 @@ impl tower::Service<Uri> for Connector {
 }
 
 /// Opens one connection.
-async fn open(
+pub(crate) async fn open(
     security: &Security,
     server: Server,
     host: &str,

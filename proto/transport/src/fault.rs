@@ -179,6 +179,15 @@ mod tests {
     }
 
     #[test]
+    fn every_code_is_explained_in_the_document() {
+        let document = include_str!("../../../docs/security.md");
+        for code in FaultCode::ALL {
+            let row = format!("| `{}` | {} |", code.as_str(), code.hint());
+            assert!(document.contains(&row), "docs/security.md lacks: {row}");
+        }
+    }
+
+    #[test]
     fn a_fault_survives_its_way_through_rustls_and_io() {
         let fault = Fault::new(FaultCode::WrongCluster, "of another cluster");
         assert_eq!(Fault::of_tls(&fault.clone().into_tls()), fault);

@@ -91,6 +91,8 @@ pub struct Limits {
     pub handshakes_max: usize,
     /// How long a handshake may take.
     pub handshake_max: Duration,
+    /// How long a connection may last whose client has shown no certificate.
+    pub anonymous_max: Duration,
 }
 
 impl Limits {
@@ -98,12 +100,14 @@ impl Limits {
     pub fn new(connections_max: usize) -> Self {
         Self {
             connections_max,
-            // Nodes behind one address translation, or a gateway with its pools.
-            per_peer_max: 256,
+            // Nodes behind one address translation, or a gateway with its pools; never the whole port.
+            per_peer_max: (connections_max / 4).clamp(16, 256),
             // A handshake holds about 30 kB: 30 MB. On two cores these are done in half a second.
             handshakes_max: 1024,
             // Two round trips and half a millisecond of arithmetic; a storm of 10,000 takes a few seconds in all.
             handshake_max: Duration::from_secs(5),
+            // Ten times what a kubelet waits for its probe. Nobody holds a place here for longer who is not known.
+            anonymous_max: Duration::from_secs(10),
         }
     }
 }
@@ -266,25 +270,8 @@ impl Acceptor {
             Security::Tls(credentials) => {
                 let credentials = credentials.clone();
                 self.make_room(handshakes).await;
-                let (ready, deadline) = (self.ready.clone(), self.limits.handshake_max);
-                let port = self.port;
-                let handshake = async move {
-                    let shaken =
-                        tokio::time::timeout(deadline, shake(stream, peer, &credentials, port, slot));
-                    let outcome = match shaken.await {
-                        Ok(Ok(connection)) => {
-                            // Fails when the server is gone, and so is this task then.
-                            let _ = ready.send(connection).await;
-                            Ok(())
-                        }
-                        Ok(Err(fault)) => Err(fault),
-                        Err(_) => {
-                            let text = format!("no handshake within {} ms", deadline.as_millis());
-                            Err(Fault::new(FaultCode::HandshakeTimeout, text))
-                        }
-                    };
-                    (peer, outcome)
-                };
+                let (port, limits, ready) = (self.port, self.limits, self.ready.clone());
+                let handshake = Handshake { credentials, port, limits, ready }.run(stream, peer, slot);
                 let abort = handshakes.tasks.spawn(handshake);
                 handshakes.begun.push_back((Instant::now(), abort));
             }
@@ -325,9 +312,9 @@ impl Acceptor {
             Ok((_, Ok(()))) => {}
             Ok((peer, Err(fault))) => {
                 self.observer.auth_failure(fault.code.as_str());
-                let (port, code, message) = (self.port.as_str(), fault.code.as_str(), fault.message());
+                let (port, code, reason) = (self.port.as_str(), fault.code.as_str(), fault.message());
                 if self.may_log() {
-                    tracing::warn!(port, %peer, code, message, "connection refused");
+                    tracing::warn!(port, %peer, code, reason, "connection refused");
                 }
             }
             Err(error) if error.is_cancelled() => {}
@@ -352,22 +339,46 @@ impl Acceptor {
     }
 }
 
-async fn shake(
-    stream: TcpStream,
-    peer: SocketAddr,
-    credentials: &Credentials,
+/// One handshake.
+struct Handshake {
+    credentials: Arc<Credentials>,
     port: Port,
-    slot: Slot,
-) -> Result<Connection, Fault> {
-    let acceptor = TlsAcceptor::from(credentials.server(port));
-    let stream = acceptor.accept(stream).await.map_err(|e| Fault::of_io(&e))?;
-    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let principal = match certificate {
-        Some(certificate) => Principal::Peer(identify(certificate, credentials.cluster())?),
-        None => Principal::Anonymous,
-    };
-    let peer = PeerInfo { address: peer, principal };
-    Ok(Connection::tls(stream.into(), peer, Some(slot)))
+    limits: Limits,
+    ready: mpsc::Sender<Connection>,
+}
+
+impl Handshake {
+    /// Within the deadline, up to the server's taking the connection.
+    async fn run(self, stream: TcpStream, peer: SocketAddr, slot: Slot) -> Outcome {
+        let deadline = self.limits.handshake_max;
+        let outcome = match tokio::time::timeout(deadline, self.shake(stream, peer, slot)).await {
+            Ok(Ok(connection)) => {
+                // Fails when the server is gone, and so is this task then.
+                let _ = self.ready.send(connection).await;
+                Ok(())
+            }
+            Ok(Err(fault)) => Err(fault),
+            Err(_) => {
+                let text = format!("no handshake within {} ms", deadline.as_millis());
+                Err(Fault::new(FaultCode::HandshakeTimeout, text))
+            }
+        };
+        (peer, outcome)
+    }
+
+    async fn shake(&self, stream: TcpStream, peer: SocketAddr, slot: Slot) -> Result<Connection, Fault> {
+        let acceptor = TlsAcceptor::from(self.credentials.server(self.port));
+        let stream = acceptor.accept(stream).await.map_err(|e| Fault::of_io(&e))?;
+        let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let Some(certificate) = certificate else {
+            let peer = PeerInfo { address: peer, principal: Principal::Anonymous };
+            let ends = Instant::now() + self.limits.anonymous_max;
+            return Ok(Connection::tls(stream.into(), peer, Some(slot)).until(ends));
+        };
+        let principal = Principal::Peer(identify(certificate, self.credentials.cluster())?);
+        let peer = PeerInfo { address: peer, principal };
+        Ok(Connection::tls(stream.into(), peer, Some(slot)))
+    }
 }
 
 /// What every connection of a cluster has, on either side.

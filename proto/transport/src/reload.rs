@@ -4,7 +4,6 @@ use crate::credentials::{Credentials, Look};
 use crate::fault::Fault;
 use crate::observer::Observer;
 use crate::security::Security;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -31,12 +30,10 @@ pub async fn watch(security: Security, observer: Arc<dyn Observer>) {
     }
 }
 
-fn hung_up(signal: Option<&mut tokio::signal::unix::Signal>) -> impl Future<Output = ()> {
-    async {
-        match signal {
-            Some(signal) => drop(signal.recv().await),
-            None => std::future::pending().await,
-        }
+async fn hung_up(signal: Option<&mut tokio::signal::unix::Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
     }
 }
 
@@ -58,8 +55,8 @@ fn report(
         Look::Broken(fault) => {
             if last.as_ref() != Some(&fault) {
                 observer.certificate_reload("broken");
-                let (code, message) = (fault.code.as_str(), fault.message());
-                tracing::error!(code, message, "new certificates cannot be used; the old ones stay in use");
+                let (code, reason) = (fault.code.as_str(), fault.message());
+                tracing::error!(code, reason, "new certificates cannot be used; the old ones stay in use");
             }
             Some(fault)
         }

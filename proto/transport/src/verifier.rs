@@ -154,11 +154,11 @@ pub(crate) fn check_own(
     roots: Arc<RootCertStore>,
     provider: Arc<CryptoProvider>,
     identity: &PeerIdentity,
+    now: UnixTime,
 ) -> Result<(), Fault> {
     let (own, intermediates) = chain.split_first().ok_or_else(|| {
         Fault::new(FaultCode::Unreadable, "the certificate's file has no certificate in it")
     })?;
-    let now = UnixTime::now();
     let name = ServerName::try_from(identity.dns_name()).expect("an identity is a DNS name");
     let built = |e: rustls::server::VerifierBuilderError| Fault::new(FaultCode::Invalid, e);
     let server = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone());

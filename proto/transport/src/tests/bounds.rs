@@ -1,0 +1,110 @@
+//! What listeners bear: silence, floods, and a host that is out of descriptors.
+
+use super::stand::{AGENT, PATIENCE, Stand, cluster};
+use crate::credentials::Server;
+use crate::listen::{Accept, Limits, Port};
+use crate::security::Security;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpListener, TcpStream};
+
+async fn closed(stream: &mut TcpStream) {
+    let read = tokio::time::timeout(PATIENCE, stream.read(&mut [0; 64])).await.expect("it is closed");
+    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+}
+
+#[tokio::test]
+async fn a_handshake_that_never_ends_is_cut_and_holds_up_nobody() {
+    let (authority, balancer) = cluster();
+    let limits = Limits { handshake_max: Duration::from_millis(300), ..Limits::new(64) };
+    let stand = Stand::bounded(Port::Agents, &balancer, limits).await;
+    let mut silent = TcpStream::connect(stand.address).await.expect("connects");
+    let agent = authority.security(AGENT);
+    assert_eq!(stand.greeting(&agent, Server::Balancer).await, Ok("agent/n-1".to_owned()));
+    closed(&mut silent).await;
+    stand.told.wait_for("handshake_timeout").await;
+}
+
+#[tokio::test]
+async fn the_oldest_handshake_makes_room_when_all_are_taken() {
+    let (authority, balancer) = cluster();
+    // The deadline is far away: only room is made.
+    let limits = Limits { handshakes_max: 2, handshake_max: PATIENCE * 2, ..Limits::new(64) };
+    let stand = Stand::bounded(Port::Agents, &balancer, limits).await;
+    let mut silent = Vec::new();
+    for _ in 0..2 {
+        silent.push(TcpStream::connect(stand.address).await.expect("connects"));
+    }
+    let agent = authority.security(AGENT);
+    assert_eq!(stand.greeting(&agent, Server::Balancer).await, Ok("agent/n-1".to_owned()));
+    closed(&mut silent[0]).await;
+    stand.told.wait_for("handshake_timeout").await;
+}
+
+#[tokio::test]
+async fn connections_beyond_the_bound_are_closed_until_one_ends() {
+    let stand = Stand::bounded(Port::Admin, &Security::Loopback, Limits::new(1)).await;
+    let (first, greeting) = stand.connect(&Security::Loopback, Server::Balancer).await.expect("greeted");
+    assert_eq!(greeting, "loopback");
+    closed(&mut TcpStream::connect(stand.address).await.expect("connects")).await;
+    stand.told.wait_for("admin too_many_connections").await;
+    drop(first);
+    let again = async {
+        while stand.greeting(&Security::Loopback, Server::Balancer).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, again).await.expect("the place is free again");
+}
+
+#[tokio::test]
+async fn a_client_without_a_certificate_does_not_stay() {
+    let (_, balancer) = cluster();
+    let limits = Limits { anonymous_max: Duration::from_millis(50), ..Limits::new(64) };
+    let stand = Stand::bounded(Port::Metrics, &balancer, limits).await;
+    assert_eq!(stand.careless_until_closed().await, "anonymous");
+}
+
+#[tokio::test]
+async fn connections_notice_a_host_that_vanished() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let stream = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("connects");
+    crate::listen::configure(&stream).expect("configured");
+    let socket = socket2::SockRef::from(&stream);
+    assert!(socket.keepalive().expect("asked"));
+    assert_eq!(socket.tcp_keepalive_time().expect("asked"), Duration::from_secs(30));
+}
+
+/// A socket whose first accepts fail as they do without descriptors.
+struct Exhausted {
+    listener: TcpListener,
+    failures: u32,
+}
+
+impl Accept for Exhausted {
+    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        if self.failures > 0 {
+            self.failures -= 1;
+            /// Too many open files.
+            const EMFILE: i32 = 24;
+            return Err(io::Error::from_raw_os_error(EMFILE));
+        }
+        self.listener.accept().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn accepts_that_fail_are_tried_again_after_growing_pauses() {
+    let begun = tokio::time::Instant::now();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let source = Exhausted { listener, failures: 9 };
+    let stand = Stand::over(source, address, Port::Admin, &Security::Loopback, Limits::new(4));
+    let found = stand.greeting(&Security::Loopback, Server::Balancer).await;
+    assert_eq!(found, Ok("loopback".to_owned()));
+    assert_eq!(stand.told.all(), vec!["admin accept_failed"; 9]);
+    // 10, 20, 40, 80, 160, 320, 640 and twice 1000 ms of the paused clock.
+    assert!(begun.elapsed() >= Duration::from_millis(3270), "{:?}", begun.elapsed());
+}
