@@ -21,6 +21,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(FILES, ["."])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("evenkeel_v1.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        // One plan goes to thousands of agents: its chunks are shared, not copied.
+        .bytes(".evenkeel.v1.PlanChunk.data")
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,9 +1,11 @@
 //! Stages a plan: executes its moves by real copies, verifies each, and says what it took. Blocking, on a few
 //! threads of its own.
 
+use crate::ledger;
 use crate::metrics::AgentMetrics;
 use crate::transfer::client::{Cancel, Peer};
 use crate::transfer::{Request, WeightsDigest};
+use crate::watchdog::Watchdog;
 use evenkeel_core::protocol::agent::{NodeMove, RefusalCode, Tally};
 use evenkeel_core::units::Bytes;
 use evenkeel_transport::Security;
@@ -15,7 +17,7 @@ use std::time::{Duration, Instant};
 
 /// Moves under way at a time: enough to fill a link from several peers, few enough to leave the node's
 /// other traffic alone.
-const MOVES_MAX: usize = 4;
+pub const MOVES_MAX: usize = 4;
 /// Attempts to reach a peer, which may be restarting; waits of 0.1, 0.2, 0.4, 0.8 s lie between them.
 const ATTEMPTS_MAX: u32 = 5;
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -77,6 +79,8 @@ pub struct Staging {
     pub cancel: Cancel,
     /// Where progress is counted.
     pub metrics: Arc<AgentMetrics>,
+    /// Sees calls that do not end; of [`MOVES_MAX`] lanes.
+    pub watchdog: Arc<Watchdog>,
 }
 
 /// Why an attempt came to nothing.
@@ -92,7 +96,9 @@ impl Staging {
         let threads = MOVES_MAX.min(queue.len());
         let queue = Mutex::new(VecDeque::from(queue));
         let results: Vec<_> = thread::scope(|scope| {
-            let lanes: Vec<_> = (0..threads).map(|_| scope.spawn(|| self.lane(&queue))).collect();
+            let queue = &queue;
+            let lanes: Vec<_> =
+                (0..threads).map(|lane| scope.spawn(move || self.lane(lane, queue))).collect();
             lanes.into_iter().map(|lane| lane.join().expect("staging does not panic")).collect()
         });
         let mut tally = Tally::default();
@@ -107,13 +113,13 @@ impl Staging {
     }
 
     /// Takes moves until there are none.
-    fn lane(&self, queue: &Mutex<VecDeque<NodeMove>>) -> Result<Tally, StageFault> {
+    fn lane(&self, lane: usize, queue: &Mutex<VecDeque<NodeMove>>) -> Result<Tally, StageFault> {
         let mut tally = Tally::default();
         let mut peer = None;
         loop {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             let Some(next) = next else { return Ok(tally) };
-            let moved = self.execute(next, &mut peer, &mut tally);
+            let moved = self.execute(lane, next, &mut peer, &mut tally);
             if let Err(fault) = moved {
                 queue.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 return Err(fault);
@@ -123,6 +129,7 @@ impl Staging {
 
     fn execute(
         &self,
+        lane: usize,
         next: NodeMove,
         connection: &mut Option<(usize, Peer)>,
         tally: &mut Tally,
@@ -137,13 +144,16 @@ impl Staging {
         let source = SlotAddress { layer, slot: next.slot.source };
         match next.peer {
             None => {
-                let staged = self.worker.stage(destination, next.slot.expert, Source::Slot(source));
+                let expert = next.slot.expert;
+                let staged = self
+                    .watchdog
+                    .call(lane, |_| self.worker.stage(destination, expert, Source::Slot(source)));
                 staged.map_err(|error| fault(&error))?;
                 tally.bytes_local += Bytes(size);
                 self.metrics.bytes_local.increment(size);
             }
             Some(peer) => {
-                self.fetch(next, peer, connection)?;
+                self.fetch(lane, next, peer, connection)?;
                 tally.bytes_from_peers += Bytes(size);
                 self.metrics.bytes_peer.increment(size);
             }
@@ -156,6 +166,7 @@ impl Staging {
 
     fn fetch(
         &self,
+        lane: usize,
         next: NodeMove,
         peer: usize,
         connection: &mut Option<(usize, Peer)>,
@@ -164,7 +175,7 @@ impl Staging {
         let mut wait = FIRST_WAIT;
         let mut attempt = 1;
         loop {
-            match self.fetch_once(next, peer, connection) {
+            match self.fetch_once(lane, next, peer, connection) {
                 Ok(()) => return Ok(()),
                 Err(error) => {
                     // Whatever is left in the connection belongs to the failed request.
@@ -184,6 +195,7 @@ impl Staging {
 
     fn fetch_once(
         &self,
+        lane: usize,
         next: NodeMove,
         peer: usize,
         connection: &mut Option<(usize, Peer)>,
@@ -203,13 +215,17 @@ impl Staging {
             expert,
             length: self.worker.layout().shape().expert_bytes,
         };
-        let (fingerprint, mut body) = stream.fetch(&request).map_err(failed)?;
-        self.worker.stage(destination, expert, Source::Bytes(&mut body, fingerprint)).map(|_| ())
+        let (fingerprint, body) = stream.fetch(&request).map_err(failed)?;
+        self.watchdog.call(lane, |lane| {
+            let source = Source::Bytes(&mut lane.outside(body), fingerprint);
+            self.worker.stage(destination, expert, source).map(|_| ())
+        })
     }
 }
 
 fn fault(error: &WorkerError) -> StageFault {
     let code = match error {
+        WorkerError::Io { error, .. } if ledger::is_full(error) => RefusalCode::DiskFull,
         WorkerError::SourceFailed { .. } => RefusalCode::SourceUnreachable,
         WorkerError::FingerprintMismatch { .. } => RefusalCode::FingerprintMismatch,
         _ => RefusalCode::WorkerFault,

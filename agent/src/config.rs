@@ -14,6 +14,9 @@ use std::path::{Path, PathBuf};
 /// Where the configuration is looked for when no `--config` is given; it need not exist.
 pub const DEFAULT_FILE: &str = "/etc/evenkeel/agent.toml";
 
+/// Balancers of one cluster: three are usual, five tolerate two failures; more would only be more streams.
+pub const BALANCERS_MAX: usize = 16;
+
 /// The command line.
 #[derive(Debug, Parser)]
 #[command(
@@ -129,9 +132,11 @@ impl From<RoleName> for Role {
 #[derive(Debug, Default, Args, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// Address of the balancer's agent port [default: 127.0.0.1:7400]
-    #[arg(long, env = "EVENKEEL_AGENT_BALANCER", value_name = "HOST:PORT")]
-    pub balancer: Option<String>,
+    /// Agent ports of the balancers, separated by commas or given several times. A name stands for every address
+    /// it has [default: 127.0.0.1:7400]
+    #[arg(long, env = "EVENKEEL_AGENT_BALANCER", value_name = "HOST:PORT", value_delimiter = ',')]
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub balancer: Option<Vec<String>>,
     /// Name of the cluster; must be that of the balancer [default: default]
     #[arg(long, env = "EVENKEEL_AGENT_CLUSTER", value_name = "NAME")]
     pub cluster: Option<String>,
@@ -234,8 +239,8 @@ impl Settings {
 /// Configuration of the agent, checked and complete.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// host:port of the balancer's agent port.
-    pub balancer: String,
+    /// host:port of the balancers' agent ports, each once; a name stands for every address it has.
+    pub balancers: Vec<String>,
     /// Name of the cluster.
     pub cluster: String,
     /// Name of this node.
@@ -371,11 +376,10 @@ fn resolve(settings: Settings, file: &str) -> Result<Config, Failure> {
             format!("transfer listens on {transfer}, which no other node can use: set advertise too");
         return Err(Failure::usage("config_missing", message));
     }
-    let balancer = settings.balancer.unwrap_or_else(|| "127.0.0.1:7400".to_owned());
-    check_address("balancer", &balancer)?;
+    let balancers = balancers(settings.balancer.unwrap_or_else(|| vec!["127.0.0.1:7400".to_owned()]))?;
     settings.advertise.as_deref().map_or(Ok(()), |address| check_address("advertise", address))?;
     Ok(Config {
-        balancer,
+        balancers,
         cluster: settings.cluster.unwrap_or_else(|| "default".to_owned()),
         node: NodeId::new(node).map_err(invalid_name)?,
         unit: UnitId::new(unit).map_err(invalid_name)?,
@@ -408,6 +412,37 @@ fn check_address(key: &str, address: &str) -> Result<(), Failure> {
         Some(Ok(_)) => Ok(()),
         _ => Err(Failure::usage("config_invalid", format!("{key} is {address:?}: must be HOST:PORT"))),
     }
+}
+
+/// Each address once, in the order given.
+fn balancers(given: Vec<String>) -> Result<Vec<String>, Failure> {
+    let mut balancers: Vec<String> = Vec::new();
+    for address in given {
+        let address = address.trim().to_owned();
+        check_address("balancer", &address)?;
+        if !balancers.contains(&address) {
+            balancers.push(address);
+        }
+    }
+    if balancers.is_empty() || balancers.len() > BALANCERS_MAX {
+        let message = format!("balancer has {} addresses: must be 1 to {BALANCERS_MAX}", balancers.len());
+        return Err(Failure::usage("config_invalid", message));
+    }
+    Ok(balancers)
+}
+
+/// `"a:1"`, `"a:1,b:1"` or `["a:1", "b:1"]`.
+fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "an address HOST:PORT, or a list of them")]
+    enum Addresses {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(Some(match Addresses::deserialize(deserializer)? {
+        Addresses::One(text) => text.split(',').map(str::to_owned).collect(),
+        Addresses::Many(list) => list,
+    }))
 }
 
 /// Ranks as in `0-7` or `0,2,4-6`.
@@ -477,6 +512,9 @@ mod tests {
         check_refused(&REQUIRED.replace("0-1", "x"), "config_invalid", "0,2,4-6");
         check_refused(&REQUIRED.replace("--node n", "--node N"), "config_invalid", "a-z");
         check_refused(&format!("{REQUIRED} --balancer here"), "config_invalid", "HOST:PORT");
+        check_refused(&format!("{REQUIRED} --balancer a:1,"), "config_invalid", "HOST:PORT");
+        let many: Vec<_> = (0..=BALANCERS_MAX).map(|at| format!("a:{at}")).collect();
+        check_refused(&format!("{REQUIRED} --balancer {}", many.join(",")), "config_invalid", "1 to 16");
         check_refused(&format!("{REQUIRED} --transfer 0.0.0.0:1"), "config_missing", "advertise");
         check_refused(&format!("{REQUIRED} --config /nonexistent"), "config_unreadable", "/nonexistent");
     }
@@ -486,7 +524,7 @@ mod tests {
         let config = run(REQUIRED).unwrap();
         let ports = [config.metrics.port(), config.transfer.port(), config.engine.port()];
         assert_eq!(ports, [7410, 7411, 7412]);
-        assert_eq!(config.balancer, "127.0.0.1:7400");
+        assert_eq!(config.balancers, ["127.0.0.1:7400"]);
         assert_eq!(config.ranks, [Rank(0), Rank(1)]);
         assert_eq!((config.shape.spare_per_rank, config.shape.expert_bytes), (1, 4096));
     }
@@ -498,6 +536,17 @@ mod tests {
         let config = run(&format!("{REQUIRED} --config {}", file.path().display())).unwrap();
         assert_eq!((config.node.as_str(), config.cluster.as_str()), ("n", "c"));
         assert_eq!(config.shape.spare_per_rank, 2);
+    }
+
+    #[test]
+    fn balancers_are_listed_in_any_way_and_each_counts_once() {
+        let config = run(&format!("{REQUIRED} --balancer a:1,b:1 --balancer c:1,a:1")).unwrap();
+        assert_eq!(config.balancers, ["a:1", "b:1", "c:1"]);
+        for text in ["balancer = \"a:1, b:1\"", "balancer = [\"a:1\", \"b:1\"]"] {
+            let given = parse_file(text, "f.toml").unwrap().balancer.unwrap();
+            assert_eq!(balancers(given).unwrap(), ["a:1", "b:1"]);
+        }
+        assert_eq!(parse_file("layers = 2", "f.toml").unwrap().balancer, None);
     }
 
     #[track_caller]

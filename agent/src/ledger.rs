@@ -1,21 +1,31 @@
-//! `ledger.bin`: what an agent must never forget: the highest term it has seen, and its last good plan.
+//! `ledger.bin` and `ledger.copy`: what an agent must never forget: the highest term it has seen, and its last
+//! good plan.
 //!
 //! ```text
 //! magic "EVKLEDG1" | u32 length | u64 generation | u64 revision | plan as evenkeel.v1.Plan, or nothing | SHA-256
 //! ```
 //!
-//! Little-endian; the length covers term and plan, the hash everything before it. The file is replaced as a
+//! Little-endian; the length covers term and plan, the hash everything before it. Each file is replaced as a
 //! whole: written aside, synced, renamed, and the directory synced, so that a crash at any moment leaves the
-//! old or the new one. A file that does not check out was damaged by something else, and is never guessed at.
+//! old or the new one. The copy is written after the first, and only then is a record kept: whichever of the
+//! two a disk damages, the other holds nothing older than what was kept. The damaged one is written anew at
+//! the next start. When both are damaged the agent does not guess.
+
+mod disk;
+#[cfg(test)]
+mod tests;
+
+pub use disk::{is_full, replace};
 
 use crate::failure::Failure;
 use evenkeel_core::ids::Term;
 use evenkeel_core::plan::Plan;
+use evenkeel_core::protocol::agent::RefusalCode;
 use evenkeel_proto::v1;
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -32,32 +42,61 @@ pub struct Record {
     pub plan: Option<Arc<Plan>>,
 }
 
+/// A record that could not be kept; the one before is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WriteError {
+    /// [`RefusalCode::DiskFull`] or [`RefusalCode::StateUnwritable`].
+    pub code: RefusalCode,
+    /// Why, with the remedy.
+    pub message: String,
+}
+
+impl From<WriteError> for Failure {
+    fn from(error: WriteError) -> Self {
+        Failure::other(error.code.code(), error.message)
+    }
+}
+
 /// The open ledger.
 #[derive(Debug)]
 pub struct Ledger {
-    path: PathBuf,
+    paths: [PathBuf; 2],
     record: Record,
 }
 
 impl Ledger {
-    /// Reads the ledger of a state directory; without a file it is empty.
+    /// Reads the ledger of a state directory; without a file it is empty. A file that is damaged or behind the
+    /// other is written anew.
     pub fn open(directory: &Path) -> Result<Self, Failure> {
-        let path = directory.join("ledger.bin");
-        let damaged = |reason: String| {
-            let message = format!(
-                "{} {reason}; the weights are not affected: move the file away and start again, and the agent takes its plan from the worker or the balancer (it forgets the highest term it has seen)",
-                path.display()
-            );
-            Failure::other("ledger_corrupt", message)
-        };
-        let record = match fs::read(&path) {
-            Ok(bytes) => decode(&bytes).map_err(damaged)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Record::default(),
-            Err(error) => {
-                return Err(Failure::other("ledger_unreadable", format!("{}: {error}", path.display())));
+        let paths = ["ledger.bin", "ledger.copy"].map(|name| directory.join(name));
+        let [first, copy] = paths.each_ref().map(|path| read(path));
+        let (record, whole) = match (first, copy) {
+            (Found::Record(record), Found::Record(copied)) => {
+                let whole = copied == record;
+                (record, whole)
+            }
+            (Found::Record(record), _) => (record, false),
+            (Found::Damaged(reason) | Found::Unreadable(reason), Found::Record(copied)) => {
+                tracing::error!(reason, path = %paths[0].display(), "the ledger is damaged, its copy is taken");
+                (copied, false)
+            }
+            // The first write was cut off before the first file stood, or somebody has removed it.
+            (Found::Nothing, Found::Record(copied)) => (copied, false),
+            (Found::Nothing, Found::Nothing) => (Record::default(), true),
+            (Found::Unreadable(reason), _) | (Found::Nothing, Found::Unreadable(reason)) => {
+                return Err(Failure::other("ledger_unreadable", reason));
+            }
+            (Found::Damaged(reason), _) | (Found::Nothing, Found::Damaged(reason)) => {
+                return Err(damaged(&paths, &reason));
             }
         };
-        Ok(Self { path, record })
+        let mut ledger = Self { paths, record };
+        if !whole {
+            // What could not be mended now is mended by the next write.
+            let written = ledger.write(ledger.record.clone());
+            written.unwrap_or_else(|error| tracing::warn!(error.message, "the ledger has one copy only"));
+        }
+        Ok(ledger)
     }
 
     /// What it says.
@@ -66,28 +105,46 @@ impl Ledger {
     }
 
     /// Makes `record` durable. Blocks for the disk.
-    pub fn write(&mut self, record: Record) -> Result<(), Failure> {
-        replace(&self.path, &encode(&record)).map_err(|error| {
-            let message = format!(
-                "writing {} failed: {error}; nothing was done that it should have recorded: make room or repair the disk, and start again",
-                self.path.display()
-            );
-            Failure::other("ledger_unwritable", message)
-        })?;
+    pub fn write(&mut self, record: Record) -> Result<(), WriteError> {
+        let bytes = encode(&record);
+        for path in &self.paths {
+            replace(path, &bytes).map_err(|error| {
+                let message = format!(
+                    "writing {} failed: {error}; nothing was done that it should have recorded: make room or repair the disk, and the agent goes on",
+                    path.display()
+                );
+                let full = is_full(&error);
+                WriteError { code: if full { RefusalCode::DiskFull } else { RefusalCode::StateUnwritable }, message }
+            })?;
+        }
         self.record = record;
         Ok(())
     }
 }
 
-/// Replaces a file so that a crash at any moment leaves the old or the new content.
-pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let aside = path.with_extension("tmp");
-    let mut file = File::create(&aside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&aside, path)?;
-    let directory = path.parent().expect("a file in a directory");
-    File::open(directory)?.sync_all()
+/// What stands in one of the files.
+enum Found {
+    Record(Record),
+    Nothing,
+    Damaged(String),
+    Unreadable(String),
+}
+
+fn read(path: &Path) -> Found {
+    match fs::read(path) {
+        Ok(bytes) => decode(&bytes).map_or_else(Found::Damaged, Found::Record),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Found::Nothing,
+        Err(error) => Found::Unreadable(format!("{}: {error}", path.display())),
+    }
+}
+
+fn damaged([first, copy]: &[PathBuf; 2], reason: &str) -> Failure {
+    let message = format!(
+        "{} {reason}, and {} is of no use either; the weights are not affected: move both files away and start again, and the agent takes its plan from the worker or the balancer (it forgets the highest term it has seen)",
+        first.display(),
+        copy.display()
+    );
+    Failure::other("ledger_corrupt", message)
 }
 
 fn encode(record: &Record) -> Vec<u8> {
@@ -126,75 +183,4 @@ fn decode(bytes: &[u8]) -> Result<Record, String> {
         }
     };
     Ok(Record { term, plan })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use evenkeel_core::ids::UnitId;
-    use evenkeel_core::topology::{Role, UnitShape};
-
-    fn record() -> Record {
-        let shape = UnitShape {
-            role: Role::Decode,
-            layers: 1,
-            experts: 2,
-            top_k: 1,
-            ranks: 2,
-            slots_per_rank: 1,
-            spare_per_rank: 1,
-            expert_bytes: 8,
-        };
-        let boot = Plan::boot(UnitId::new("u").unwrap(), &shape);
-        let plan = Some(Arc::new(boot.child(boot.layers.clone())));
-        Record { term: Term { generation: 1, revision: 7 }, plan }
-    }
-
-    #[test]
-    fn a_record_survives_a_restart() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut ledger = Ledger::open(directory.path()).unwrap();
-        assert_eq!(*ledger.record(), Record::default());
-        for written in [Record { plan: None, ..record() }, record()] {
-            ledger.write(written.clone()).unwrap();
-            assert_eq!(*Ledger::open(directory.path()).unwrap().record(), written);
-        }
-    }
-
-    #[test]
-    fn a_file_cut_or_changed_at_any_byte_is_an_error_with_a_remedy() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("ledger.bin");
-        let bytes = encode(&record());
-        let refused = |damaged: &[u8]| {
-            fs::write(&path, damaged).unwrap();
-            let failure = Ledger::open(directory.path()).unwrap_err();
-            assert_eq!(failure.code, "ledger_corrupt");
-            assert!(failure.message.contains("move the file away"), "{failure}");
-        };
-        for at in 0..bytes.len() {
-            refused(&bytes[..at]);
-            let mut other = bytes.clone();
-            other[at] ^= 1;
-            refused(&other);
-        }
-        refused(&[bytes.as_slice(), &[0]].concat());
-    }
-
-    #[test]
-    fn a_torn_file_beside_the_ledger_does_no_harm() {
-        let directory = tempfile::tempdir().unwrap();
-        Ledger::open(directory.path()).unwrap().write(record()).unwrap();
-        fs::write(directory.path().join("ledger.tmp"), b"EVK").unwrap();
-        assert_eq!(*Ledger::open(directory.path()).unwrap().record(), record());
-    }
-
-    #[test]
-    fn a_write_that_fails_leaves_the_record() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut ledger = Ledger::open(directory.path()).unwrap();
-        fs::create_dir(directory.path().join("ledger.tmp")).unwrap();
-        assert_eq!(ledger.write(record()).unwrap_err().code, "ledger_unwritable");
-        assert_eq!(*ledger.record(), Record::default());
-    }
 }

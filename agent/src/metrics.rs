@@ -12,22 +12,24 @@ use evenkeel_transport::{Incoming, Observer, PeerInfo};
 use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::watch;
 
 const METADATA: Metadata<'static> = Metadata::new("evenkeel_agent", Level::INFO, None);
 
 /// Counters with their help texts.
-const COUNTERS: [(&str, &str); 10] = [
+const COUNTERS: [(&str, &str); 11] = [
     ("evenkeel_agent_bytes_moved_total", "Expert bytes staged, by path: local copies or fetched from peers."),
     ("evenkeel_agent_slots_verified_total", "Slots whose staged bytes were compared with their fingerprint."),
     ("evenkeel_agent_results_total", "Answers to plan commands, by outcome and refusal code."),
-    ("evenkeel_agent_reconnects_total", "Attempts to reach the balancer after the first."),
+    ("evenkeel_agent_reconnects_total", "Attempts to reach a balancer after the first."),
     ("evenkeel_agent_transfer_requests_total", "Requests of other nodes for expert bytes, by outcome."),
     (
         "evenkeel_agent_dropped_segments_total",
-        "Load segments dropped because they could not be sent in time.",
+        "Load segments dropped because they could not be sent to a balancer in time.",
     ),
-    ("evenkeel_agent_reports_total", "Reports sent to the balancer."),
+    ("evenkeel_agent_reports_total", "Reports sent to balancers."),
+    ("evenkeel_agent_worker_events_total", "Events of the workers that balancers were told of, by code."),
     (
         "evenkeel_agent_auth_failures_total",
         "Connections and calls that failed for who a side is or did not show, by code.",
@@ -44,7 +46,7 @@ const COUNTERS: [(&str, &str); 10] = [
 
 /// Gauges with their help texts.
 const GAUGES: [(&str, &str); 7] = [
-    ("evenkeel_agent_connected", "1 while the balancer has welcomed this agent, else 0."),
+    ("evenkeel_agent_connected", "1 while a balancer has welcomed this agent, else 0."),
     ("evenkeel_agent_applied_epoch", "Epoch of the plan in service; -1 before the workers hold weights."),
     ("evenkeel_agent_engine_step", "Last step that the engine ran."),
     ("evenkeel_agent_spare_slots", "Physical slots of this node that the plan in service leaves empty."),
@@ -62,8 +64,9 @@ const GAUGES: [(&str, &str); 7] = [
 /// Handles to every metric. Each agent has its own recorder, so that several can run in one process.
 pub struct AgentMetrics {
     recorder: PrometheusRecorder,
-    /// 1 while welcomed.
-    pub connected: Gauge,
+    connected: Gauge,
+    /// Streams on which this agent is welcome.
+    streams: AtomicUsize,
     /// Epoch in service.
     pub applied_epoch: Gauge,
     /// Bytes copied between slots of the node.
@@ -114,6 +117,7 @@ impl Default for AgentMetrics {
         };
         let metrics = Self {
             connected: gauge("evenkeel_agent_connected"),
+            streams: AtomicUsize::new(0),
             applied_epoch: gauge("evenkeel_agent_applied_epoch"),
             bytes_local: moved("local"),
             bytes_peer: moved("peer"),
@@ -131,6 +135,7 @@ impl Default for AgentMetrics {
         // Series that exist from the start show a rate from their first event on.
         metrics.result("applied", "").increment(0);
         metrics.transfer_request("ok").increment(0);
+        metrics.worker_event("worker_hung").increment(0);
         metrics
             .counter("evenkeel_agent_auth_failures_total", &[("code", "certificate_expired")])
             .increment(0);
@@ -142,6 +147,15 @@ impl Default for AgentMetrics {
 }
 
 impl AgentMetrics {
+    /// A balancer has welcomed this agent on a stream, or such a stream has ended.
+    pub fn welcomed(&self, up: bool) {
+        let before = match up {
+            true => self.streams.fetch_add(1, Ordering::Relaxed),
+            false => self.streams.fetch_sub(1, Ordering::Relaxed),
+        };
+        self.connected.set(if up || before > 1 { 1.0 } else { 0.0 });
+    }
+
     /// Answers of this outcome and code.
     pub fn result(&self, outcome: &'static str, code: &'static str) -> Counter {
         let labels =
@@ -155,6 +169,11 @@ impl AgentMetrics {
         let labels = vec![Label::from_static_parts("outcome", outcome)];
         let key = Key::from_parts("evenkeel_agent_transfer_requests_total", labels);
         self.recorder.register_counter(&key, &METADATA)
+    }
+
+    /// Events of the workers with this code.
+    pub fn worker_event(&self, code: &'static str) -> Counter {
+        self.counter("evenkeel_agent_worker_events_total", &[("code", code)])
     }
 
     fn counter(&self, name: &'static str, labels: &[(&'static str, &'static str)]) -> Counter {

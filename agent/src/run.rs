@@ -4,15 +4,18 @@ use crate::apply::Pacer;
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::ledger::replace;
+use crate::loads::LoadFeed;
 use crate::metrics::{self, AgentMetrics};
 use crate::reconcile::Reconciler;
 use crate::security;
-use crate::session::{LoadFeed, Session};
+use crate::session::Shared;
+use crate::sessions::Sessions;
 use crate::simulated_engine::SimulatedEngine;
 use crate::start::{self, State};
 use crate::transfer::server;
+use crate::work::Workplace;
 use evenkeel_proto::v1::simulated_engine_service_server::SimulatedEngineServiceServer;
-use evenkeel_proto::{MESSAGE_BYTES_MAX, PROTOCOL_VERSION, v1};
+use evenkeel_proto::{MESSAGE_BYTES_MAX, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, v1};
 use evenkeel_transport::authorise::Authorise;
 use evenkeel_transport::{Incoming, Port, Security, reload};
 use std::collections::hash_map::RandomState;
@@ -97,32 +100,27 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
         .map_err(|error| Failure::other("bug", error))??;
     let weights = start::weights_digest(&config);
     let loads = Arc::new(LoadFeed::default());
-    let pacer = Pacer::new(config.transfer_bytes_per_second);
+    let pacer = Arc::new(Pacer::new(config.transfer_bytes_per_second));
     let incoming = |listener, port| accept(listener, port, &security, &metrics);
-    let (reconciler, link) =
-        Reconciler::new(agent, ledger, worker.clone(), weights, pacer, security.clone(), metrics.clone());
+    let (security_of_peers, counted) = (security.clone(), metrics.clone());
+    let workplace =
+        Workplace { worker: worker.clone(), weights, pacer, security: security_of_peers, metrics: counted };
+    let (reconciler, link) = Reconciler::new(agent, ledger, workplace);
     let (shutdown, stop) = watch::channel(false);
     let mut tasks = JoinSet::new();
-    tasks.spawn(reconciler.run(stop.clone()));
+    tasks.spawn(until_done(reconciler.run(stop.clone())));
     tasks.spawn(metrics::serve(incoming(listeners.metrics, Port::Metrics), metrics.clone(), stop.clone()));
     let connections_max = server::CONNECTIONS_MAX;
     let serve = server::Serve { worker: worker.clone(), weights, metrics: metrics.clone(), connections_max };
     let transfer = server::run(incoming(listeners.transfer, Port::Transfer), serve, stop.clone());
-    tasks.spawn(async {
-        transfer.await;
-        Ok(())
-    });
+    tasks.spawn(until_done(transfer));
     let engine = SimulatedEngine { worker: worker.clone(), loads: loads.clone(), metrics: metrics.clone() };
     let gate = Authorise::new(metrics.clone());
     tasks.spawn(serve_engine(incoming(listeners.engine, Port::Engine), gate, engine, stop.clone()));
     tasks.spawn(watch_certificates(security.clone(), metrics.clone(), stop.clone()));
     let hello = hello(&config, ports, weights);
-    let balancer = config.balancer.clone();
-    let session = Session { balancer, security, hello, link, worker, loads, metrics };
-    tasks.spawn(async move {
-        session.run(stop).await;
-        Ok(())
-    });
+    let shared = Shared { security, hello, link, worker, loads, metrics };
+    tasks.spawn(until_done(Sessions::new(shared, &config.balancers).run(stop)));
     let ports_file = start::ports_file(&config.state_dir);
     replace(&ports_file, ports.to_json().as_bytes())
         .map_err(|error| Failure::other("state_unwritable", format!("{}: {error}", ports_file.display())))?;
@@ -135,7 +133,7 @@ fn hello(config: &Config, ports: Ports, weights: [u8; 32]) -> v1::Hello {
         node: config.node.to_string(),
         // Seeded anew in every process and for every instance.
         incarnation: RandomState::new().build_hasher().finish(),
-        protocol_min: PROTOCOL_VERSION,
+        protocol_min: PROTOCOL_VERSION_MIN,
         protocol_max: PROTOCOL_VERSION,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         unit: config.unit.to_string(),
@@ -146,6 +144,11 @@ fn hello(config: &Config, ports: Ports, weights: [u8; 32]) -> v1::Hello {
         term: None,
         transfer_address: config.advertise.clone().unwrap_or_else(|| ports.transfer.to_string()),
     }
+}
+
+async fn until_done(task: impl Future<Output = ()>) -> Result<(), Failure> {
+    task.await;
+    Ok(())
 }
 
 fn accept(listener: TcpListener, port: Port, security: &Security, metrics: &Arc<AgentMetrics>) -> Incoming {

@@ -27,7 +27,9 @@ pub fn open(config: &Config, metrics: &AgentMetrics) -> Result<Security, Failure
     {
         security.check_listener(key, address)?;
     }
-    security.check_target("--balancer", &config.balancer)?;
+    for balancer in &config.balancers {
+        security.check_target("--balancer", balancer)?;
+    }
     match &security {
         Security::Tls(credentials) => {
             let found = credentials.identity();

@@ -1,26 +1,29 @@
-//! The stream with the balancer: Hello, then commands in, answers and reports out, for as long as it lasts;
+//! The stream with one balancer: Hello, then commands in, answers and reports out, for as long as it lasts;
 //! and again after a wait when it ends. What is served does not depend on any of this.
 
+use crate::link::{Introduction, Link, Outgoing};
+use crate::loads::{LoadFeed, Reader};
 use crate::metrics::AgentMetrics;
-use crate::reconcile::{Introduction, Link};
-use crate::telemetry::Telemetry;
-use crate::wire;
+use crate::wire::{self, Orders};
 use evenkeel_core::plan::Plan;
+use evenkeel_core::protocol::agent::{BalancerRole, StreamId};
 use evenkeel_kernels::mix::{GAMMA, mix64};
 use evenkeel_proto::v1::agent_service_client::AgentServiceClient;
 use evenkeel_proto::v1::sync_request::Message as Out;
 use evenkeel_proto::v1::sync_response::Message as In;
-use evenkeel_proto::{MESSAGE_BYTES_MAX, PROTOCOL_VERSION, v1};
+use evenkeel_proto::{MESSAGE_BYTES_MAX, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, v1};
 use evenkeel_transport::credentials::Server;
 use evenkeel_transport::{Fault, FaultCode, Observer as _, Security, dial};
 use evenkeel_worker::WorkerBackend;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 
 /// How long a connection may take to open.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
@@ -30,8 +33,8 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 const SEND_MAX: Duration = Duration::from_secs(10);
 /// Messages waiting to be sent.
 const OUT_MAX: usize = 16;
-/// Answers waiting to be sent; there is one plan under way.
-const RESULTS_MAX: usize = 64;
+/// Answers and events waiting to be sent; there is one plan under way.
+const OUTGOING_MAX: usize = 64;
 /// Waits between attempts are drawn from zero to a bound that doubles from the first to the last of these
 /// (full jitter), so that agents that lost the same balancer do not come back at the same moment.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
@@ -40,36 +43,9 @@ const BACKOFF_LAST: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_MAX: Duration = Duration::from_secs(6);
 
-/// Counts on their way from the engine to the balancer.
-#[derive(Debug, Default)]
-pub struct LoadFeed {
-    telemetry: Mutex<Telemetry>,
-    window_complete: Notify,
-}
-
-impl LoadFeed {
-    /// Takes every finished step of the worker.
-    pub fn drain(&self, worker: &dyn WorkerBackend) {
-        let mut telemetry = self.telemetry();
-        let mut complete = false;
-        while let Some(step) = worker.poll_counts() {
-            complete |= telemetry.record(step);
-        }
-        if complete {
-            self.window_complete.notify_one();
-        }
-    }
-
-    fn telemetry(&self) -> std::sync::MutexGuard<'_, Telemetry> {
-        self.telemetry.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What a session needs.
-pub struct Session {
-    /// host:port of the balancer.
-    pub balancer: String,
-    /// How it is connected to.
+/// What all sessions share.
+pub struct Shared {
+    /// How balancers are connected to.
     pub security: Security,
     /// Hello, but for what changes between streams.
     pub hello: v1::Hello,
@@ -83,6 +59,16 @@ pub struct Session {
     pub metrics: Arc<AgentMetrics>,
 }
 
+/// The session with one balancer.
+pub(crate) struct Session {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    reader: Reader,
+    sequence: u64,
+    /// Whether the stream that ended last was welcomed.
+    welcomed: bool,
+}
+
 /// Why a stream ended.
 #[derive(Debug)]
 enum End {
@@ -94,208 +80,272 @@ enum End {
     Lost(String),
 }
 
-/// What Welcome says about time.
+/// What Welcome says about time, and in which version.
 #[derive(Debug, Clone, Copy)]
-struct Rhythm {
+struct Terms {
     report: Duration,
     ping: Duration,
     silence: Duration,
+    protocol: u32,
 }
 
-impl Rhythm {
-    /// Takes any values, within what makes sense: reports at most every 10 ms and at least every minute.
+impl Terms {
+    /// Takes any times, within what makes sense: reports at most every 10 ms and at least every minute.
     fn of(welcome: &v1::Welcome) -> Self {
         let within = |ms: u32, least: u32, most: u32| Duration::from_millis(ms.clamp(least, most).into());
         Self {
             report: within(welcome.report_interval_ms, 10, 60_000),
             ping: within(welcome.ping_interval_ms, 10, 60_000),
             silence: within(welcome.silence_limit_ms, 100, 600_000),
+            protocol: welcome.protocol,
         }
     }
 }
 
+/// An attached stream.
+struct Open {
+    stream: StreamId,
+    out: mpsc::Sender<v1::SyncRequest>,
+    inbound: Streaming<v1::SyncResponse>,
+    orders: Orders,
+}
+
 impl Session {
-    /// Keeps a stream with the balancer until shutdown.
-    pub async fn run(self, mut shutdown: watch::Receiver<bool>) {
+    pub(crate) fn new(shared: Arc<Shared>, address: SocketAddr) -> Self {
+        let reader = shared.loads.reader();
+        Self { shared, address, reader, sequence: 0, welcomed: false }
+    }
+
+    /// Keeps a stream with the balancer until shutdown. Once `wanted` is false, no new one is opened.
+    pub(crate) async fn run(
+        mut self,
+        mut wanted: watch::Receiver<bool>,
+        mut shutdown: watch::Receiver<bool>,
+    ) {
         let mut failures = 0u32;
-        let mut sequence = 0;
-        loop {
-            let mut welcomed = false;
+        while *wanted.borrow() {
             let end = tokio::select! {
                 _ = shutdown.wait_for(|stop| *stop) => End::Shutdown,
-                end = self.stream(&mut welcomed, &mut sequence) => end,
+                end = self.stream() => end,
             };
-            self.metrics.connected.set(0.0);
+            let welcomed = std::mem::take(&mut self.welcomed);
+            if welcomed {
+                self.shared.metrics.welcomed(false);
+            }
             failures = if welcomed { 0 } else { failures.saturating_add(1) };
             match end {
                 End::Shutdown => return,
-                End::Refused(refusal) => {
-                    tracing::error!(
-                        code = refusal.code,
-                        message = refusal.message,
-                        "refused by the balancer"
-                    );
-                }
-                End::Lost(reason) => tracing::warn!(reason, balancer = self.balancer, "no stream"),
+                End::Refused(refusal) => tracing::error!(
+                    balancer = %self.address,
+                    code = refusal.code,
+                    message = refusal.message,
+                    "refused by the balancer"
+                ),
+                End::Lost(reason) => tracing::warn!(reason, balancer = %self.address, "no stream"),
             }
-            let wait = backoff(failures, self.hello.incarnation);
+            let wait = backoff(failures, self.shared.hello.incarnation ^ u64::from(self.address.port()));
             tokio::select! {
                 _ = shutdown.wait_for(|stop| *stop) => return,
+                _ = wanted.wait_for(|wanted| !*wanted) => return,
                 () = sleep(wait) => {}
             }
-            self.metrics.reconnects.increment(1);
+            self.shared.metrics.reconnects.increment(1);
         }
     }
 
     /// One stream, from connect to its end.
-    async fn stream(&self, welcomed: &mut bool, sequence: &mut u64) -> End {
-        match self.open().await {
+    async fn stream(&mut self) -> End {
+        let (client, fault) = match self.connect().await {
+            Ok(connected) => connected,
+            Err(end) => return end,
+        };
+        let (sender, outgoing) = mpsc::channel(OUTGOING_MAX);
+        let Ok((stream, introduction)) = self.shared.link.attach(sender).await else { return End::Shutdown };
+        let end = match self.converse(stream, client, fault, introduction, outgoing).await {
             Err(end) => end,
-            Ok(mut open) => {
-                *welcomed = true;
-                self.metrics.connected.set(1.0);
-                let Err(end) = self.talk(&mut open, sequence).await;
-                end
-            }
+        };
+        match self.shared.link.detach(stream).await {
+            Ok(()) => end,
+            Err(_) => End::Shutdown,
         }
     }
 
-    async fn open(&self) -> Result<Open, End> {
+    async fn connect(&self) -> Result<(AgentServiceClient<Channel>, dial::ConnectionFault), End> {
         let keep_alive = |endpoint: Endpoint| {
             endpoint
                 .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
                 .keep_alive_timeout(KEEP_ALIVE_MAX)
                 .keep_alive_while_idle(true)
         };
+        let address = self.address.to_string();
         let dialled =
-            dial::connect(&self.security, Server::Balancer, &self.balancer, CONNECT_MAX, keep_alive);
+            dial::connect(&self.shared.security, Server::Balancer, &address, CONNECT_MAX, keep_alive);
         let (channel, fault) = dialled.await.map_err(|fault| self.denied(fault))?;
-        // In TLS 1.3 a client hears only with the first answer that it is not wanted.
-        let status = |status| fault.get().map_or_else(|| self::status(status), |fault| self.denied(fault));
-        let mut client = AgentServiceClient::new(channel)
+        let client = AgentServiceClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let (results_sender, results) = mpsc::channel(RESULTS_MAX);
-        let introduction = self.link.attach(results_sender).await.map_err(|_| End::Shutdown)?;
-        let (out, outgoing) = mpsc::channel(OUT_MAX);
-        send(&out, Out::Hello(self.introduce(introduction))).await?;
-        let call = timeout(HANDSHAKE_MAX, client.sync(ReceiverStream::new(outgoing)));
-        let mut inbound = call.await.map_err(lost)?.map_err(status)?.into_inner();
-        let first = timeout(HANDSHAKE_MAX, inbound.message()).await.map_err(lost)?.map_err(status)?;
-        let welcome = match first.and_then(|first| first.message) {
-            Some(In::Welcome(welcome)) => welcome,
-            Some(In::Refusal(refusal)) => return Err(End::Refused(refusal)),
-            _ => return Err(lost("the balancer answered Hello with neither Welcome nor Refusal")),
-        };
-        let rhythm = self.welcome(welcome).await?;
-        Ok(Open { out, inbound, results, rhythm })
+        Ok((client, fault))
     }
 
     /// No connection: for a reason of certificates it is counted.
     fn denied(&self, fault: Fault) -> End {
         if fault.code != FaultCode::Unreachable {
-            self.metrics.auth_failure(fault.code.as_str());
+            self.shared.metrics.auth_failure(fault.code.as_str());
         }
         lost(fault)
+    }
+
+    async fn converse(
+        &mut self,
+        stream: StreamId,
+        mut client: AgentServiceClient<Channel>,
+        fault: dial::ConnectionFault,
+        introduction: Introduction,
+        outgoing: mpsc::Receiver<Outgoing>,
+    ) -> Result<Infallible, End> {
+        let (out, requests) = mpsc::channel(OUT_MAX);
+        send(&out, Out::Hello(self.introduce(introduction))).await?;
+        // In TLS 1.3 a client hears only with the first answer that it is not wanted.
+        let status = |status| fault.get().map_or_else(|| self::status(status), |fault| self.denied(fault));
+        let call = timeout(HANDSHAKE_MAX, client.sync(ReceiverStream::new(requests)));
+        let mut inbound = call.await.map_err(lost)?.map_err(status)?.into_inner();
+        let first = timeout(HANDSHAKE_MAX, inbound.message()).await.map_err(lost)?.map_err(status)?;
+        let terms = match first.and_then(|first| first.message) {
+            Some(In::Welcome(welcome)) => self.welcome(stream, welcome).await?,
+            Some(In::Refusal(refusal)) => return Err(End::Refused(refusal)),
+            _ => return Err(lost("the balancer answered Hello with neither Welcome nor Refusal")),
+        };
+        self.welcomed = true;
+        self.shared.metrics.welcomed(true);
+        self.talk(Open { stream, out, inbound, orders: Orders::default() }, outgoing, terms).await
     }
 
     fn introduce(&self, introduction: Introduction) -> v1::Hello {
         v1::Hello {
             applied: introduction.applied.map(Into::into),
             term: Some(introduction.term.into()),
-            ..self.hello.clone()
+            ..self.shared.hello.clone()
         }
     }
 
-    async fn welcome(&self, welcome: v1::Welcome) -> Result<Rhythm, End> {
-        let rhythm = Rhythm::of(&welcome);
+    async fn welcome(&self, stream: StreamId, welcome: v1::Welcome) -> Result<Terms, End> {
+        let (terms, role) = (Terms::of(&welcome), wire::role(&welcome));
         let term = welcome.term.ok_or_else(|| lost("Welcome has no term"))?;
-        if welcome.protocol != PROTOCOL_VERSION {
-            let version = welcome.protocol;
-            return Err(lost(format!("the balancer chose protocol {version}, not {PROTOCOL_VERSION}")));
+        let version = welcome.protocol;
+        if !(PROTOCOL_VERSION_MIN..=PROTOCOL_VERSION).contains(&version) {
+            let ours = format!("{PROTOCOL_VERSION_MIN} to {PROTOCOL_VERSION}");
+            return Err(lost(format!("the balancer chose protocol {version}, this agent speaks {ours}")));
         }
         if welcome.window_steps == 0 {
             return Err(lost("Welcome has windows of no steps"));
         }
         let boot_plan = welcome.boot_plan.as_ref().map(Plan::try_from).transpose();
         let boot_plan = boot_plan.map_err(|error| lost(format!("boot_plan: {error}")))?;
-        self.loads.telemetry().set_window(welcome.window_steps.into());
-        tracing::info!(balancer = self.balancer, revision = term.revision, "welcomed");
-        self.link.welcomed(term.into(), boot_plan).await.map_err(|_| End::Shutdown)?;
-        Ok(rhythm)
+        // All balancers of a cluster should say the same; the leader decides.
+        if role == BalancerRole::Leader || !self.shared.loads.has_window() {
+            let dropped = self.shared.loads.set_window(welcome.window_steps.into());
+            self.shared.metrics.dropped_segments.increment(dropped.into());
+        }
+        let leader = welcome.leader;
+        tracing::info!(balancer = %self.address, ?role, revision = term.revision, leader, "welcomed");
+        let told = self.shared.link.welcomed(stream, role, term.into(), boot_plan).await;
+        told.map_err(|_| End::Shutdown)?;
+        Ok(terms)
     }
 
     /// Talks until the stream ends, which is the only way this returns.
-    async fn talk(&self, open: &mut Open, sequence: &mut u64) -> Result<std::convert::Infallible, End> {
-        let every = |period| {
-            let mut ticks = interval(period);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            ticks
-        };
-        let (mut reports, mut pings) = (every(open.rhythm.report), every(open.rhythm.ping));
+    async fn talk(
+        &mut self,
+        mut open: Open,
+        mut outgoing: mpsc::Receiver<Outgoing>,
+        mut terms: Terms,
+    ) -> Result<Infallible, End> {
+        let (mut reports, mut pings) = (every(terms.report), every(terms.ping));
         let mut pinged = 0;
-        let mut silent_at = Instant::now() + open.rhythm.silence;
+        let mut silent_at = Instant::now() + terms.silence;
         loop {
             tokio::select! {
                 biased;
-                result = open.results.recv() => match result {
-                    Some(result) => send(&open.out, Out::Result(result)).await?,
+                said = outgoing.recv() => match said {
+                    Some(said) => self.say(&open.out, said, terms.protocol).await?,
                     None => return Err(lost("closed by this agent")),
                 },
                 message = timeout_at(silent_at, open.inbound.message()) => {
                     let message = message.map_err(|_| lost("the balancer was silent for too long"))?;
                     let message = message.map_err(status)?.ok_or_else(|| lost("closed by the balancer"))?;
-                    silent_at = Instant::now() + open.rhythm.silence;
-                    self.receive(message).await?;
+                    if let Some(changed) = self.receive(&mut open, message).await? {
+                        terms = changed;
+                        (reports, pings) = (every(terms.report), every(terms.ping));
+                    }
+                    silent_at = Instant::now() + terms.silence;
                 }
                 _ = pings.tick() => {
                     pinged += 1;
                     send(&open.out, Out::Ping(v1::Ping { sequence: pinged })).await?;
                 }
-                _ = reports.tick() => self.report(&open.out, sequence).await?,
+                _ = reports.tick() => self.report(&open.out).await?,
                 // A window is worth most when it is new.
-                () = self.loads.window_complete.notified() => self.report(&open.out, sequence).await?,
+                () = self.reader.window_complete() => self.report(&open.out).await?,
             }
         }
     }
 
-    async fn receive(&self, message: v1::SyncResponse) -> Result<(), End> {
+    async fn say(
+        &self,
+        out: &mpsc::Sender<v1::SyncRequest>,
+        said: Outgoing,
+        protocol: u32,
+    ) -> Result<(), End> {
+        match said {
+            Outgoing::Result(result) => send(out, Out::Result(result)).await,
+            Outgoing::Introduction(introduction) => send(out, Out::Hello(self.introduce(introduction))).await,
+            // Version 1 does not know them.
+            Outgoing::Event(_) if protocol < 2 => Ok(()),
+            Outgoing::Event(event) => send(out, Out::Event(event)).await,
+        }
+    }
+
+    /// Takes a message; a further Welcome changes the terms.
+    async fn receive(&self, open: &mut Open, message: v1::SyncResponse) -> Result<Option<Terms>, End> {
         match message.message {
             Some(In::Plan(command)) => {
-                let command = wire::command(command).map_err(|e| lost(format!("unreadable command: {e}")))?;
-                self.link.command(command).await.map_err(|_| End::Shutdown)
+                let order = open.orders.read(command);
+                if let Some(order) = order.map_err(|e| lost(format!("unreadable command: {e}")))? {
+                    self.shared.link.order(open.stream, order).await.map_err(|_| End::Shutdown)?;
+                }
+                Ok(None)
             }
-            Some(In::Ping(_)) => Ok(()),
+            Some(In::Ping(_)) => Ok(None),
             Some(In::Refusal(refusal)) => Err(End::Refused(refusal)),
-            Some(In::Welcome(_)) => Err(lost("a second Welcome")),
+            Some(In::Welcome(welcome)) => self.welcome(open.stream, welcome).await.map(Some),
             // A message of a newer balancer.
-            None => Ok(()),
+            None => Ok(None),
         }
     }
 
-    async fn report(&self, out: &mpsc::Sender<v1::SyncRequest>, sequence: &mut u64) -> Result<(), End> {
-        // The balancer first hears what the workers booted with.
-        if self.link.applied().is_none() {
+    async fn report(&mut self, out: &mpsc::Sender<v1::SyncRequest>) -> Result<(), End> {
+        // Balancers first hear what the workers booted with.
+        if self.shared.link.applied().is_none() {
             return Ok(());
         }
-        let (segments, dropped) = {
-            let mut telemetry = self.loads.telemetry();
-            (telemetry.take(), telemetry.take_dropped())
+        let read = self.shared.loads.read(&mut self.reader);
+        self.shared.metrics.dropped_segments.increment(read.lost);
+        self.sequence += 1;
+        let report = v1::Report {
+            sequence: self.sequence,
+            // The wire wants them as its own; while they wait in the queue there is one of each.
+            segments: read.segments.into_iter().map(Arc::unwrap_or_clone).collect(),
+            gauges: self.shared.worker.gauges().iter().map(wire::gauges).collect(),
         };
-        self.metrics.dropped_segments.increment(dropped);
-        *sequence += 1;
-        let gauges = self.worker.gauges().iter().map(wire::gauges).collect();
-        self.metrics.reports.increment(1);
-        send(out, Out::Report(v1::Report { sequence: *sequence, segments, gauges })).await
+        self.shared.metrics.reports.increment(1);
+        send(out, Out::Report(report)).await
     }
 }
 
-/// An accepted stream.
-struct Open {
-    out: mpsc::Sender<v1::SyncRequest>,
-    inbound: Streaming<v1::SyncResponse>,
-    results: mpsc::Receiver<v1::PlanResult>,
-    rhythm: Rhythm,
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 async fn send(out: &mpsc::Sender<v1::SyncRequest>, message: Out) -> Result<(), End> {

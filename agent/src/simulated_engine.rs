@@ -1,16 +1,16 @@
 //! The port through which a driver feeds routing to the simulated workers. It stands for the inference
 //! engine, and exists only with simulated workers.
 
+use crate::loads::LoadFeed;
 use crate::metrics::AgentMetrics;
-use crate::session::LoadFeed;
 use evenkeel_core::ids::Rank;
 use evenkeel_core::snapshot::LoadTable;
 use evenkeel_proto::v1;
 use evenkeel_proto::v1::simulated_engine_service_server::SimulatedEngineService;
 use evenkeel_proto::v1::step_request::Routing as WireRouting;
-use evenkeel_worker::RankGauges;
 use evenkeel_worker::simulated::tables::StepError;
 use evenkeel_worker::simulated::{Routing, SimulatedWorker, StepDone};
+use evenkeel_worker::{RankGauges, WorkerEvent};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
@@ -34,6 +34,31 @@ impl SimulatedEngineService for SimulatedEngine {
             tokio::task::spawn_blocking(run).await.map_err(|error| Status::internal(error.to_string()))??;
         self.metrics.engine_step.set(done.step as f64);
         Ok(Response::new(v1::StepResponse { step: done.step, epoch: done.epoch.0 }))
+    }
+
+    async fn disturb(
+        &self,
+        request: Request<v1::DisturbRequest>,
+    ) -> Result<Response<v1::DisturbResponse>, Status> {
+        let v1::DisturbRequest { hang, event } = request.into_inner();
+        let event = event.map(told).transpose()?;
+        hang.into_iter().for_each(|hang| self.worker.set_hanging(hang));
+        event.into_iter().for_each(|event| self.worker.tell(event));
+        Ok(Response::new(v1::DisturbResponse {}))
+    }
+}
+
+fn told(event: v1::Event) -> Result<WorkerEvent, Status> {
+    let (kind, message) = (event.kind(), event.message);
+    let rank = rank(event.rank.unwrap_or(0))?;
+    match kind {
+        v1::EventKind::RankDown => Ok(WorkerEvent::RankDown { rank, message }),
+        v1::EventKind::OutOfMemory => Ok(WorkerEvent::OutOfMemory { rank, message }),
+        v1::EventKind::Drain => Ok(WorkerEvent::Drain { message }),
+        v1::EventKind::WorkerHung => Ok(WorkerEvent::Hung { message }),
+        v1::EventKind::Unspecified => {
+            Err(Status::invalid_argument("disturb_unknown_event: kind is required"))
+        }
     }
 }
 
@@ -72,12 +97,14 @@ fn refused(error: &StepError) -> Status {
     }
 }
 
+fn rank(rank: u32) -> Result<Rank, Status> {
+    let unknown = |_| Status::invalid_argument(format!("step_unknown_rank: rank {rank} does not exist"));
+    u16::try_from(rank).map(Rank).map_err(unknown)
+}
+
 fn gauges(wire: &v1::RankGauges) -> Result<RankGauges, Status> {
-    let rank = u16::try_from(wire.rank).map_err(|_| {
-        Status::invalid_argument(format!("step_unknown_rank: rank {} does not exist", wire.rank))
-    })?;
     Ok(RankGauges {
-        rank: Rank(rank),
+        rank: rank(wire.rank)?,
         kv_used_tokens: wire.kv_used_tokens,
         kv_total_tokens: wire.kv_total_tokens,
         requests: wire.requests,

@@ -71,7 +71,7 @@ pub fn open(config: &Config) -> Result<State, Failure> {
     if let Some(plan) = &ledger.record().plan {
         invariants::check(plan, None, &topology).map_err(|violation| {
             let message = format!(
-                "the plan in {}/ledger.bin does not fit this unit ({violation}); use another --state-dir, or remove slots.bin, control.bin and ledger.bin from this one",
+                "the plan in {}/ledger.bin does not fit this unit ({violation}); use another --state-dir, or remove slots.bin, control.bin, ledger.bin and ledger.copy from this one",
                 directory.display()
             );
             Failure::other("ledger_mismatch", message)

@@ -1,4 +1,5 @@
-//! Cuts per-slot counts into load segments by window and epoch, and keeps them until they are sent.
+//! Cuts per-slot counts into load segments by window and epoch, and keeps the last of them for whoever sends
+//! them: each balancer's session reads on from where it was, and nothing is kept for it but a number.
 //!
 //! A segment is what one part of a window `[k * w, (k + 1) * w)` served under one plan. The last segment
 //! of a window is marked complete only if every step of the window was counted: an agent that started in
@@ -8,9 +9,10 @@ use evenkeel_core::snapshot::Window;
 use evenkeel_proto::{WINDOW_PARTS, v1};
 use evenkeel_worker::StepCounts;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
-/// Segments kept while they cannot be sent. With windows of seconds that is minutes: older loads are of no
-/// use to a balancer that comes back.
+/// Segments kept. With windows of seconds that is minutes: older loads are of no use to a balancer that comes
+/// back, and enough to warm one that is new.
 const SEGMENTS_MAX: usize = 64;
 
 /// Counts in one report: at five bytes each, at most 5 MiB of the 8 MiB that a message may have.
@@ -24,13 +26,27 @@ fn part_of(at: u64, window_steps: u64) -> u32 {
     u32::try_from(part).expect("a window has few parts")
 }
 
-/// Counts not yet sent.
+/// The last segments.
 #[derive(Debug, Default)]
 pub struct Telemetry {
     window_steps: u64,
     open: Option<Open>,
-    queue: VecDeque<v1::LoadSegment>,
-    dropped: u64,
+    queue: VecDeque<Arc<v1::LoadSegment>>,
+    /// Number of the oldest segment kept.
+    oldest: u64,
+}
+
+/// How far a reader is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cursor(u64);
+
+/// What a reader gets.
+#[derive(Debug, Default)]
+pub struct Read {
+    /// The next segments, oldest first, as many as fit one report.
+    pub segments: Vec<Arc<v1::LoadSegment>>,
+    /// Segments that are not kept any more and were not read by this reader.
+    pub lost: u64,
 }
 
 #[derive(Debug)]
@@ -45,12 +61,16 @@ struct Open {
 }
 
 impl Telemetry {
-    /// Sets the length of windows. An open window of another length is dropped.
-    pub fn set_window(&mut self, steps: u64) {
-        if steps != self.window_steps {
-            self.window_steps = steps;
-            self.dropped += u64::from(self.open.take().is_some());
-        }
+    /// Sets the length of windows. An open window of another length is dropped; returns whether there was one.
+    pub fn set_window(&mut self, steps: u64) -> bool {
+        let other = steps != self.window_steps;
+        self.window_steps = steps;
+        other && self.open.take().is_some()
+    }
+
+    /// Whether a balancer has said how long windows are.
+    pub fn has_window(&self) -> bool {
+        self.window_steps > 0
     }
 
     /// Adds the counts of a step; steps come in ascending order. Returns whether a window was completed.
@@ -101,33 +121,37 @@ impl Telemetry {
     fn close(&mut self, open: Open, window_complete: bool) {
         if self.queue.len() == SEGMENTS_MAX {
             self.queue.pop_front();
-            self.dropped += 1;
+            self.oldest += 1;
         }
-        self.queue.push_back(v1::LoadSegment {
+        self.queue.push_back(Arc::new(v1::LoadSegment {
             window: Some(open.window.into()),
             epoch: open.epoch,
             counts: open.counts,
             window_complete,
             part: open.part,
-        });
+        }));
     }
 
-    /// Takes the oldest segments, as many as fit one report.
-    pub fn take(&mut self) -> Vec<v1::LoadSegment> {
-        let (mut taken, mut counts) = (Vec::new(), 0);
-        while let Some(segment) = self.queue.front() {
+    /// A reader that begins with the oldest segment kept.
+    pub fn reader(&self) -> Cursor {
+        Cursor(self.oldest)
+    }
+
+    /// Reads on.
+    pub fn read(&self, cursor: &mut Cursor) -> Read {
+        let lost = self.oldest.saturating_sub(cursor.0);
+        cursor.0 += lost;
+        let read = usize::try_from(cursor.0 - self.oldest).expect("few segments are kept");
+        let (mut segments, mut counts) = (Vec::new(), 0);
+        for segment in self.queue.iter().skip(read) {
             counts += segment.counts.len();
-            if !taken.is_empty() && counts > REPORT_COUNTS_MAX {
+            if !segments.is_empty() && counts > REPORT_COUNTS_MAX {
                 break;
             }
-            taken.extend(self.queue.pop_front());
+            segments.push(Arc::clone(segment));
         }
-        taken
-    }
-
-    /// Segments dropped since the last call.
-    pub fn take_dropped(&mut self) -> u64 {
-        std::mem::take(&mut self.dropped)
+        cursor.0 += segments.len() as u64;
+        Read { segments, lost }
     }
 }
 
@@ -140,6 +164,10 @@ mod tests {
         StepCounts { step, epoch: Epoch(epoch), counts: vec![1, step as u32] }
     }
 
+    fn all(telemetry: &Telemetry) -> Vec<Arc<v1::LoadSegment>> {
+        telemetry.read(&mut telemetry.reader()).segments
+    }
+
     /// Feeds (step, epoch) pairs with windows of eight, so parts of two; expects segments as
     /// (from, part, epoch, counts, complete).
     #[track_caller]
@@ -149,8 +177,8 @@ mod tests {
         for &(step, epoch) in steps {
             telemetry.record(counts(step, epoch));
         }
-        let found = telemetry.take().into_iter().map(|s| {
-            let counts = <[u32; 2]>::try_from(s.counts).unwrap();
+        let found = all(&telemetry).into_iter().map(|s| {
+            let counts = <[u32; 2]>::try_from(s.counts.as_slice()).unwrap();
             (s.window.unwrap().from_step, s.part, s.epoch, counts, s.window_complete)
         });
         assert_eq!(found.collect::<Vec<_>>(), expected);
@@ -192,27 +220,57 @@ mod tests {
         check(&[(0, 1), (1, 1), (8, 1)], &[(0, 0, 1, [2, 1], false)]);
     }
 
-    #[test]
-    fn the_oldest_segments_are_dropped_and_counted() {
-        let mut telemetry = Telemetry::default();
+    /// Windows of one step, so that each step is a segment.
+    fn segments(steps: std::ops::Range<u64>, telemetry: &mut Telemetry) {
         telemetry.set_window(1);
-        for step in 0..(SEGMENTS_MAX as u64 + 3) {
+        for step in steps {
             assert!(telemetry.record(counts(step, 1)));
         }
-        assert_eq!((telemetry.take_dropped(), telemetry.take_dropped()), (3, 0));
-        assert_eq!(telemetry.take()[0].window.unwrap().from_step, 3);
+    }
+
+    #[track_caller]
+    fn check_read(telemetry: &Telemetry, cursor: &mut Cursor, from: &[u64], lost: u64) {
+        let read = telemetry.read(cursor);
+        let found: Vec<_> = read.segments.iter().map(|s| s.window.unwrap().from_step).collect();
+        assert_eq!((found.as_slice(), read.lost), (from, lost));
+    }
+
+    #[test]
+    fn each_reader_reads_all_segments_once() {
+        let mut telemetry = Telemetry::default();
+        segments(0..2, &mut telemetry);
+        let (mut first, mut second) = (telemetry.reader(), telemetry.reader());
+        check_read(&telemetry, &mut first, &[0, 1], 0);
+        segments(2..3, &mut telemetry);
+        check_read(&telemetry, &mut first, &[2], 0);
+        check_read(&telemetry, &mut first, &[], 0);
+        check_read(&telemetry, &mut second, &[0, 1, 2], 0);
+        let (mine, others) = (all(&telemetry), all(&telemetry));
+        assert!(Arc::ptr_eq(&mine[0], &others[0]), "nothing is copied");
+    }
+
+    #[test]
+    fn a_slow_reader_loses_the_oldest_segments() {
+        let mut telemetry = Telemetry::default();
+        let mut cursor = telemetry.reader();
+        let most = SEGMENTS_MAX as u64;
+        segments(0..most + 3, &mut telemetry);
+        let kept: Vec<u64> = (3..most + 3).collect();
+        check_read(&telemetry, &mut cursor, &kept, 3);
+        check_read(&telemetry, &mut cursor, &[], 0);
+        check_read(&telemetry, &mut telemetry.reader(), &kept, 0);
     }
 
     #[test]
     fn another_window_length_drops_what_was_cut_by_the_old_one() {
         let mut telemetry = Telemetry::default();
         assert!(!telemetry.record(counts(0, 1)), "no window is known");
+        assert!(!telemetry.has_window());
         telemetry.set_window(4);
         telemetry.record(counts(0, 1));
-        telemetry.set_window(4);
-        telemetry.set_window(2);
-        assert_eq!(telemetry.take_dropped(), 1);
+        assert!(!telemetry.set_window(4));
+        assert!(telemetry.set_window(2));
         assert!(telemetry.record(counts(1, 1)));
-        assert!(!telemetry.take()[0].window_complete);
+        assert!(!all(&telemetry)[0].window_complete);
     }
 }

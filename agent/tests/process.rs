@@ -109,7 +109,9 @@ async fn a_killed_agent_comes_back_with_its_plan() {
     child.kill().unwrap();
     child.wait().unwrap();
 
-    std::fs::write(unit.directories[0].path().join("ledger.bin"), b"EVKLEDG1").unwrap();
+    for file in ["ledger.bin", "ledger.copy"] {
+        std::fs::write(unit.directories[0].path().join(file), b"EVKLEDG1").unwrap();
+    }
     check_fails(&agent(&flags).output().unwrap(), 1, "ledger_corrupt");
     let states = format!("--state {}", unit.directories[0].path().display());
     check_fails(

@@ -3,9 +3,12 @@
 mod stand_in;
 
 use evenkeel_core::plan::Plan;
-use evenkeel_proto::v1;
+use evenkeel_proto::plan_content::Encoded;
+use evenkeel_proto::v1::BalancerRole::{Leader, Standby};
+use evenkeel_proto::v1::EventKind;
 use evenkeel_proto::v1::PlanOutcome::{Aborted, Applied, Prepared, Refused};
-use stand_in::{Balancer, Stream, Unit, id, step};
+use evenkeel_proto::{PROTOCOL_VERSION, v1};
+use stand_in::{Balancer, Stream, Unit, disturb, id, step};
 use std::os::unix::fs::FileExt as _;
 
 /// Starts both agents and boots them; returns them with their streams, by node.
@@ -217,17 +220,203 @@ async fn staging_that_outlasts_its_deadline_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_term_that_cannot_be_made_durable_ends_the_agent() {
+async fn a_term_that_cannot_be_made_durable_is_refused_until_it_can() {
     let (mut unit, mut balancer) = (Unit::new(), Balancer::start().await);
-    let mut agent = unit.start(0, balancer.address).await;
+    let ([_a, _b], [mut first, _second]) = boot(&mut unit, &mut balancer).await;
+    let (boot_plan, plan) = (unit.boot(), exchange(&unit, &unit.boot()));
     // The ledger is written aside first: a directory in that place is in its way.
-    std::fs::create_dir(unit.directories[0].path().join("ledger.tmp")).unwrap();
+    let obstacle = unit.directories[0].path().join("ledger.bin.tmp");
+    std::fs::create_dir(&obstacle).unwrap();
+    first.prepare(2, &unit, 0, &boot_plan, &plan).await;
+    let refused = first.expect(Refused).await;
+    assert_eq!((refused.code.as_str(), refused.term), ("state_unwritable", Some(stand_in::term(1))));
+    assert_eq!(refused.applied, Some(id(&boot_plan)));
+    std::fs::remove_dir(&obstacle).unwrap();
+    first.prepare(2, &unit, 0, &boot_plan, &plan).await;
+    first.expect(Prepared).await;
+
+    // The flip is done, its record is not: it is served, but not said to be applied.
+    std::fs::create_dir(&obstacle).unwrap();
+    first.commit(2, &plan).await;
+    let refused = first.expect(Refused).await;
+    assert_eq!((refused.code.as_str(), refused.applied), ("state_unwritable", Some(id(&plan))));
+    std::fs::remove_dir(&obstacle).unwrap();
+    first.expect(Applied).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_without_weights_boots_once_the_term_can_be_made_durable() {
+    let (mut unit, mut balancer) = (Unit::new(), Balancer::start().await);
+    let _agent = unit.start(0, balancer.address).await;
+    let obstacle = unit.directories[0].path().join("ledger.copy.tmp");
+    std::fs::create_dir(&obstacle).unwrap();
     let (mut stream, _) = balancer.accept().await;
     stream.welcome(1, None).await;
-    assert_eq!(agent.failed().await.code, "ledger_unwritable");
-    drop(agent);
     stream.closed().await;
     assert!(!unit.directories[0].path().join("control.bin").exists(), "nothing is done in the term's name");
+    std::fs::remove_dir(&obstacle).unwrap();
+    drop(stream);
+    let (mut stream, _) = balancer.accept().await;
+    stream.welcome(1, None).await;
+    stream.expect(Applied).await;
+}
+
+/// One agent with a stream to each of two balancers.
+async fn with_two_balancers(unit: &mut Unit) -> (evenkeel_agent::run::Running, [Balancer; 2], [Stream; 2]) {
+    let mut balancers = [Balancer::start().await, Balancer::start().await];
+    let agent = unit.start_with(0, &[balancers[0].address, balancers[1].address]).await;
+    let [first, second] = &mut balancers;
+    let streams = [first.accept().await.0, second.accept().await.0];
+    (agent, balancers, streams)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_leader_changes_without_a_new_stream() {
+    let mut unit = Unit::new();
+    let (_agent, _balancers, [mut first, mut second]) = with_two_balancers(&mut unit).await;
+    second.welcome_as(Standby, 0).await;
+    first.welcome(1, None).await;
+    first.expect(Applied).await;
+    let (boot_plan, plan) = (unit.boot(), unit.child(&unit.boot(), "0 - 2 2 3 - 4 5 - 0 1 -"));
+    first.prepare(1, &unit, 0, &boot_plan, &plan).await;
+    first.expect(Prepared).await;
+
+    second.welcome_as(Leader, 2).await;
+    let hello = second.hello().await;
+    assert_eq!((hello.applied, hello.term), (Some(id(&boot_plan)), Some(stand_in::term(2))));
+    first.commit(1, &plan).await;
+    assert_eq!(first.expect(Refused).await.code, "stale_term");
+    // What was prepared for the old leader is committed by the new one.
+    second.commit(2, &plan).await;
+    assert_eq!(second.expect(Applied).await.applied, Some(id(&plan)));
+    first.welcome_as(Standby, 2).await;
+    assert_eq!(first.hello().await.applied, Some(id(&plan)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_balancer_gets_the_loads() {
+    let mut unit = Unit::new();
+    let (agent, _balancers, mut streams) = with_two_balancers(&mut unit).await;
+    streams[1].welcome_as(Standby, 1).await;
+    streams[0].welcome(1, None).await;
+    streams[0].expect(Applied).await;
+    for at in 0..4 {
+        step(&agent, at).await;
+    }
+    for stream in &mut streams {
+        let mut segments = Vec::new();
+        while !segments.last().is_some_and(|s: &v1::LoadSegment| s.window_complete) {
+            segments.extend(stream.segments().await);
+        }
+        assert_eq!(segments.iter().map(|s| s.part).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_comes_whole_or_as_a_difference() {
+    let (mut unit, mut balancer) = (Unit::new(), Balancer::start().await);
+    let ([_a, _b], [mut first, _second]) = boot(&mut unit, &mut balancer).await;
+    let (boot_plan, plan) = (unit.boot(), unit.child(&unit.boot(), "0 - 2 2 3 - 4 5 - 0 1 -"));
+    let delta = |plan: &Plan, base: &Plan| Encoded::delta(plan, base).unwrap().unwrap();
+    // A difference that leads to another plan than the command names.
+    let other = unit.child(&boot_plan, "0 1 2 - 3 - 4 5 - 0 1 -");
+    let chunks = delta(&other, &boot_plan);
+    first.prepare_chunked(1, &unit, 0, &boot_plan, &plan, chunks.chunks()).await;
+    assert_eq!(first.expect(Refused).await.code, "delta_mismatch");
+    let full = Encoded::full(&plan).unwrap();
+    first.prepare_chunked(1, &unit, 0, &boot_plan, &plan, full.chunks()).await;
+    first.expect(Prepared).await;
+    first.commit(1, &plan).await;
+    first.expect(Applied).await;
+    let next = unit.child(&plan, "0 1 2 2 3 - 4 5 - 0 1 -");
+    first.prepare_chunked(1, &unit, 0, &plan, &next, delta(&next, &plan).chunks()).await;
+    assert_eq!(first.expect(Refused).await.code, "invalid_plan", "three experts where two may be");
+    let next = unit.child(&plan, "0 1 - 2 3 - 4 5 - 0 1 -");
+    first.prepare_chunked(1, &unit, 0, &plan, &next, delta(&next, &plan).chunks()).await;
+    first.expect(Prepared).await;
+    first.commit(1, &next).await;
+    assert_eq!(first.expect(Applied).await.applied, Some(id(&next)));
+    // The difference to what was served before cannot be read any more, and need not be.
+    first.prepare_chunked(1, &unit, 0, &plan, &next, delta(&next, &plan).chunks()).await;
+    first.expect(Applied).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_hangs_is_reported_and_flips_when_it_goes_on() {
+    let (mut unit, mut balancer) = (Unit::new(), Balancer::start().await);
+    let ([a, _b], [mut first, _second]) = boot(&mut unit, &mut balancer).await;
+    let (boot_plan, plan) = (unit.boot(), unit.child(&unit.boot(), "0 - 2 2 3 - 4 5 - 0 1 -"));
+    first.prepare(1, &unit, 0, &boot_plan, &plan).await;
+    first.expect(Prepared).await;
+    disturb(&a, Some(true), None).await;
+    first.commit(1, &plan).await;
+    let fault = first.expect(Refused).await;
+    assert_eq!((fault.code.as_str(), fault.applied), ("worker_fault", Some(id(&boot_plan))));
+    assert!(fault.message.starts_with("worker_hung: "), "{}", fault.message);
+    assert_eq!(first.event().await.kind(), EventKind::WorkerHung);
+    // The agent goes on meanwhile: it answers, and keeps what is prepared.
+    first.prepare(1, &unit, 0, &boot_plan, &plan).await;
+    first.expect(Prepared).await;
+    disturb(&a, Some(false), None).await;
+    first.commit(1, &plan).await;
+    assert_eq!(first.expect(Applied).await.applied, Some(id(&plan)));
+    assert_eq!(step(&a, 0).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_takes_no_expert_is_reported_and_takes_it_when_it_goes_on() {
+    let (mut unit, mut balancer) = (Unit::new(), Balancer::start().await);
+    let ([a, _b], [mut first, _second]) = boot(&mut unit, &mut balancer).await;
+    let (boot_plan, plan) = (unit.boot(), unit.child(&unit.boot(), "0 - 2 2 3 - 4 5 - 0 1 -"));
+    disturb(&a, Some(true), None).await;
+    first.prepare(1, &unit, 0, &boot_plan, &plan).await;
+    let fault = first.expect(Refused).await;
+    assert_eq!((fault.code.as_str(), fault.applied), ("worker_fault", Some(id(&boot_plan))));
+    assert_eq!(first.event().await.kind(), EventKind::WorkerHung);
+    // The next attempt waits for the call that hangs, without making another.
+    first.prepare(1, &unit, 0, &boot_plan, &plan).await;
+    disturb(&a, Some(false), None).await;
+    first.expect(Prepared).await;
+    first.commit(1, &plan).await;
+    first.expect(Applied).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_balancer_is_found_by_its_name() {
+    let (mut unit, mut balancer) = (Unit::new(), Balancer::start().await);
+    let _agent = unit.start_named(0, &format!("localhost:{}", balancer.address.port())).await;
+    assert_eq!(balancer.accept().await.1.node, "n0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_worker_tells_reaches_every_balancer_at_once() {
+    let mut unit = Unit::new();
+    let (agent, _balancers, mut streams) = with_two_balancers(&mut unit).await;
+    streams[1].welcome_as(Standby, 1).await;
+    streams[0].welcome(1, None).await;
+    streams[0].expect(Applied).await;
+    let event = v1::Event { kind: EventKind::RankDown.into(), rank: Some(1), message: "killed".into() };
+    disturb(&agent, None, Some(event.clone())).await;
+    for stream in &mut streams {
+        assert_eq!(stream.event().await, event);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_balancer_of_the_version_before_is_talked_to() {
+    let (mut unit, mut balancer) = (Unit::new(), Balancer::start().await);
+    let _agent = unit.start(0, balancer.address).await;
+    let (mut stream, hello) = balancer.accept().await;
+    assert_eq!((hello.protocol_min, hello.protocol_max), (PROTOCOL_VERSION - 1, PROTOCOL_VERSION));
+    stream.welcome_in(PROTOCOL_VERSION - 1).await;
+    stream.expect(Applied).await;
+    let (boot_plan, plan) = (unit.boot(), unit.child(&unit.boot(), "0 - 2 2 3 - 4 5 - 0 1 -"));
+    stream.prepare(1, &unit, 0, &boot_plan, &plan).await;
+    stream.expect(Prepared).await;
+    drop(stream);
+    let (mut stream, _) = balancer.accept().await;
+    stream.welcome_in(PROTOCOL_VERSION + 1).await;
+    stream.closed().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

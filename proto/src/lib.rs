@@ -3,9 +3,12 @@
 #![forbid(unsafe_code)]
 
 mod convert;
+pub mod plan_content;
 mod routing;
+mod version;
 
 pub use convert::ConvertError;
+pub use version::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, choose_protocol};
 
 /// Messages and services of `evenkeel.v1`, generated from `proto/evenkeel/v1`.
 #[allow(missing_docs, clippy::all, unreachable_pub)]
@@ -15,9 +18,6 @@ pub mod v1 {
 
 /// The encoded descriptor set, for gRPC reflection.
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/evenkeel_v1.bin"));
-
-/// The protocol version of this build; it speaks no other.
-pub const PROTOCOL_VERSION: u32 = 1;
 
 /// Largest message either side accepts: a plan of the largest accepted unit that today's models need
 /// (1024 ranks x 4 slots x 128 layers at about 5 bytes a slot) with room to spare.

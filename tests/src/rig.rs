@@ -266,6 +266,16 @@ impl Rig {
         self.step += 1;
     }
 
+    /// Makes a node's workers hang, or go on.
+    pub fn hang_workers(&self, node: usize, hang: bool) {
+        let address = format!("http://{}", self.agents[node].engine);
+        self.runtime.block_on(async {
+            let mut client = SimulatedEngineServiceClient::connect(address).await.expect("connects");
+            let request = v1::DisturbRequest { hang: Some(hang), event: None };
+            client.disturb(request).await.expect("the engine takes it");
+        });
+    }
+
     /// What a node's ranks say of themselves, the same in every step.
     fn gauges(&self, node: usize) -> Vec<v1::RankGauges> {
         let per_node = u32::from(self.shape.ranks_per_node);

@@ -98,17 +98,56 @@ impl Stream {
         self.out.send(Ok(v1::SyncResponse { message: Some(message) })).await.expect("the stream is open");
     }
 
+    /// Welcome of a leader.
     pub async fn welcome(&self, revision: u64, boot_plan: Option<&Plan>) {
-        let welcome = v1::Welcome {
-            term: Some(term(revision)),
-            protocol: 1,
-            window_steps: 4,
-            report_interval_ms: 20,
-            ping_interval_ms: 1000,
-            silence_limit_ms: 60_000,
-            boot_plan: boot_plan.map(Into::into),
-        };
-        self.send(Out::Welcome(welcome)).await;
+        let boot_plan = boot_plan.map(Into::into);
+        let role = v1::BalancerRole::Leader.into();
+        self.send(Out::Welcome(v1::Welcome { boot_plan, role, ..welcome(revision) })).await;
+    }
+
+    /// Welcome of a balancer that leads or not.
+    pub async fn welcome_as(&self, role: v1::BalancerRole, revision: u64) {
+        self.send(Out::Welcome(v1::Welcome { role: role.into(), ..welcome(revision) })).await;
+    }
+
+    /// Welcome in a version, which says no role in version 1.
+    pub async fn welcome_in(&self, protocol: u32) {
+        self.send(Out::Welcome(v1::Welcome { protocol, ..welcome(1) })).await;
+    }
+
+    /// The next Hello on this stream.
+    pub async fn hello(&mut self) -> v1::Hello {
+        loop {
+            if let In::Hello(hello) = self.receive().await {
+                return hello;
+            }
+        }
+    }
+
+    /// The next event.
+    pub async fn event(&mut self) -> v1::Event {
+        loop {
+            if let In::Event(event) = self.receive().await {
+                return event;
+            }
+        }
+    }
+
+    /// Orders to stage, with the plan as these chunks.
+    pub async fn prepare_chunked(
+        &self,
+        revision: u64,
+        unit: &Unit,
+        node: usize,
+        base: &Plan,
+        plan: &Plan,
+        chunks: impl Iterator<Item = v1::PlanChunk>,
+    ) {
+        let whole = unit.prepare(revision, node, base, plan);
+        for chunk in chunks {
+            let content = Some(chunk);
+            self.send(Out::Plan(v1::PlanCommand { plan: None, content, ..whole.clone() })).await;
+        }
     }
 
     /// The next answer; reports and pings are skipped.
@@ -175,6 +214,18 @@ impl Stream {
         let mut command = command(revision, plan);
         command.set_phase(v1::PlanPhase::Abort);
         self.send(Out::Plan(command)).await;
+    }
+}
+
+fn welcome(revision: u64) -> v1::Welcome {
+    v1::Welcome {
+        term: Some(term(revision)),
+        protocol: evenkeel_proto::PROTOCOL_VERSION,
+        window_steps: 4,
+        report_interval_ms: 20,
+        ping_interval_ms: 1000,
+        silence_limit_ms: 60_000,
+        ..v1::Welcome::default()
     }
 }
 
@@ -280,6 +331,21 @@ impl Unit {
         running
     }
 
+    /// Starts an agent with several balancers.
+    pub async fn start_with(&mut self, node: usize, balancers: &[SocketAddr]) -> Running {
+        let list: Vec<_> = balancers.iter().map(ToString::to_string).collect();
+        self.start_named(node, &list.join(",")).await
+    }
+
+    /// Starts an agent with balancers named in this way.
+    pub async fn start_named(&mut self, node: usize, balancers: &str) -> Running {
+        let list = balancers.split(',').map(str::to_owned).collect();
+        let config = Config { balancers: list, ..self.config(node, "127.0.0.1:1".parse().unwrap()) };
+        let running = run::start(config).await.expect("the agent starts");
+        self.transfer[node] = running.ports().transfer.to_string();
+        running
+    }
+
     pub fn config(&self, node: usize, balancer: SocketAddr) -> Config {
         let line = format!("evenkeel-agent {}", self.arguments(node, balancer));
         match config::read(line.split_whitespace().map(OsString::from)).expect("valid flags") {
@@ -308,6 +374,13 @@ pub async fn verify(plan: &Path, states: &[&Path]) -> evenkeel_agent::verify::Re
         tls: config::TlsFlags::default(),
     };
     evenkeel_agent::verify::run(&flags).await.expect("verify reads plan and slots")
+}
+
+/// Makes the workers hang or tell something.
+pub async fn disturb(agent: &Running, hang: Option<bool>, event: Option<v1::Event>) {
+    let url = format!("http://{}", agent.ports().engine);
+    let mut engine = SimulatedEngineServiceClient::connect(url).await.unwrap();
+    engine.disturb(v1::DisturbRequest { hang, event }).await.expect("the engine takes it");
 }
 
 /// Runs a step of the engine with 10 tokens for each expert; returns the epoch it was served with.

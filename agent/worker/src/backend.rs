@@ -1,8 +1,10 @@
 //! What every worker backend does for the agent: hold experts in slots, take new ones into empty slots,
 //! serve bytes to other nodes, flip tables at a step boundary, and hand out what it counted.
 //!
-//! Calls may block for as long as a copy of one expert takes; the agent makes them from threads that may
-//! block. A call that fails leaves what is served as it was.
+//! Calls may block for as long as a copy of one expert takes, and longer when the worker hangs; the agent
+//! makes them from threads that may block. [`WorkerBackend::active`], [`WorkerBackend::poll_counts`],
+//! [`WorkerBackend::poll_event`] and [`WorkerBackend::gauges`] never block, not even on a worker that hangs.
+//! A call that fails leaves what is served as it was.
 
 use crate::layout::{NodeLayout, SlotAddress};
 use evenkeel_core::ids::{Epoch, ExpertId, Rank};
@@ -61,6 +63,47 @@ pub struct RankGauges {
     pub step_us_p50: u32,
     /// 99th percentile of the step time, microseconds.
     pub step_us_p99: u32,
+}
+
+/// What a worker tells by itself, and balancers should know at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WorkerEvent {
+    /// The engine of a rank has ended.
+    RankDown {
+        /// The rank.
+        rank: Rank,
+        /// Why, for people.
+        message: String,
+    },
+    /// A rank ran out of memory.
+    OutOfMemory {
+        /// The rank.
+        rank: Rank,
+        /// What was asked for, for people.
+        message: String,
+    },
+    /// The node is going to be taken away.
+    Drain {
+        /// Why, for people.
+        message: String,
+    },
+    /// The worker reaches no step boundary, or does not answer. The agent notices this by itself.
+    Hung {
+        /// What was waited for, for people.
+        message: String,
+    },
+}
+
+impl WorkerEvent {
+    /// Its stable name, as in metrics.
+    pub fn code(&self) -> &'static str {
+        match self {
+            WorkerEvent::RankDown { .. } => "rank_down",
+            WorkerEvent::OutOfMemory { .. } => "out_of_memory",
+            WorkerEvent::Drain { .. } => "drain",
+            WorkerEvent::Hung { .. } => "worker_hung",
+        }
+    }
 }
 
 /// Why a worker refused or failed. `code` is stable.
@@ -196,6 +239,11 @@ pub trait WorkerBackend: Send + Sync {
 
     /// Takes the counts of the oldest finished step that was not taken yet.
     fn poll_counts(&self) -> Option<StepCounts>;
+
+    /// Takes the oldest event that was not taken yet.
+    fn poll_event(&self) -> Option<WorkerEvent> {
+        None
+    }
 
     /// Latest engine state by rank, ascending.
     fn gauges(&self) -> Vec<RankGauges>;

@@ -7,5 +7,5 @@ pub mod conformance;
 pub mod layout;
 pub mod simulated;
 
-pub use backend::{RankGauges, Registered, Source, StepCounts, WorkerBackend, WorkerError};
+pub use backend::{RankGauges, Registered, Source, StepCounts, WorkerBackend, WorkerError, WorkerEvent};
 pub use layout::{NodeLayout, SlotAddress};

@@ -19,7 +19,7 @@ pub mod slots;
 pub mod tables;
 pub mod weights;
 
-use crate::backend::{RankGauges, Registered, Source, StepCounts, WorkerBackend, WorkerError};
+use crate::backend::{RankGauges, Registered, Source, StepCounts, WorkerBackend, WorkerError, WorkerEvent};
 use crate::layout::{NodeLayout, SlotAddress};
 use evenkeel_core::ids::{Epoch, ExpertId};
 use evenkeel_core::plan::Plan;
@@ -29,7 +29,7 @@ use evenkeel_kernels::{Fingerprint, FingerprintStream, fingerprint};
 use slots::{Header, SlotsFile};
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use tables::{StepError, Tables};
 
 /// Bytes copied at a time: the frame of the transfer protocol, a multiple of eight for fingerprints.
@@ -38,6 +38,9 @@ pub const CHUNK_BYTES: usize = 4 << 20;
 /// Finished steps whose counts were not taken. The agent takes them after every step; more than this means
 /// that it is stuck, and old counts are worth less than new ones.
 const UNTAKEN_STEPS_MAX: usize = 64;
+
+/// Events that were not taken. The agent takes them ten times a second.
+const EVENTS_MAX: usize = 64;
 
 /// What was found in the state directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,12 +77,37 @@ pub struct StepDone {
     pub epoch: Epoch,
 }
 
-/// What a step changes; its lock is held while a step runs, so whoever holds it is at a boundary.
+/// Its lock is held while a step runs, so whoever holds it is at a boundary.
 #[derive(Debug, Default)]
 struct Engine {
     last: Option<StepDone>,
+}
+
+/// What steps have left for the agent: to be had while a step runs, however long that takes.
+#[derive(Debug, Default)]
+struct Left {
     gauges: Vec<RankGauges>,
     untaken: VecDeque<StepCounts>,
+    events: VecDeque<WorkerEvent>,
+}
+
+/// A step that does not end, for tests of what happens then.
+#[derive(Debug, Default)]
+struct Hang {
+    hangs: Mutex<bool>,
+    cleared: Condvar,
+}
+
+impl Hang {
+    fn set(&self, hangs: bool) {
+        *self.hangs.lock().unwrap_or_else(PoisonError::into_inner) = hangs;
+        self.cleared.notify_all();
+    }
+
+    fn wait(&self) {
+        let hangs = self.hangs.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.cleared.wait_while(hangs, |hangs| *hangs));
+    }
 }
 
 /// See the module's documentation.
@@ -90,6 +118,8 @@ pub struct SimulatedWorker {
     slots: RwLock<Option<Arc<SlotsFile>>>,
     tables: RwLock<Option<Arc<Tables>>>,
     engine: Mutex<Engine>,
+    left: Mutex<Left>,
+    hang: Hang,
 }
 
 impl SimulatedWorker {
@@ -101,7 +131,9 @@ impl SimulatedWorker {
             header,
             slots: RwLock::new(None),
             tables: RwLock::new(None),
-            engine: Mutex::new(Engine::default()),
+            engine: Mutex::default(),
+            left: Mutex::default(),
+            hang: Hang::default(),
         };
         let found = worker.attach()?;
         Ok((worker, found))
@@ -153,13 +185,32 @@ impl SimulatedWorker {
         self.header.layout.local(address).ok_or(WorkerError::UnknownSlot { address })
     }
 
-    fn engine(&self) -> MutexGuard<'_, Engine> {
+    /// Waits for a step boundary.
+    fn boundary(&self) -> MutexGuard<'_, Engine> {
+        self.hang.wait();
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn left(&self) -> MutexGuard<'_, Left> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the worker hang or go on: while it hangs it reaches no step boundary and takes no expert.
+    pub fn set_hanging(&self, hangs: bool) {
+        self.hang.set(hangs);
+    }
+
+    /// Makes the worker tell something; what comes after [`EVENTS_MAX`] that nobody took is lost.
+    pub fn tell(&self, event: WorkerEvent) {
+        let mut left = self.left();
+        if left.events.len() < EVENTS_MAX {
+            left.events.push_back(event);
+        }
     }
 
     /// The last step run.
     pub fn last_step(&self) -> Option<StepDone> {
-        self.engine().last
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner).last
     }
 
     /// Runs one step on every rank of the node. A step at or below the last one is not run again.
@@ -169,7 +220,7 @@ impl SimulatedWorker {
         routing: &Routing<'_>,
         gauges: Vec<RankGauges>,
     ) -> Result<StepDone, StepError> {
-        let mut engine = self.engine();
+        let mut engine = self.boundary();
         if let Some(last) = engine.last
             && step <= last.step
         {
@@ -186,15 +237,16 @@ impl SimulatedWorker {
                 tables.map(step, top_k, tokens, ids, &self.header.layout)?
             }
         };
-        if engine.untaken.len() == UNTAKEN_STEPS_MAX {
-            engine.untaken.pop_front();
-        }
         let done = StepDone { step, epoch: tables.plan().epoch };
-        engine.untaken.push_back(StepCounts { step, epoch: done.epoch, counts });
         engine.last = Some(done);
+        let mut left = self.left();
+        if left.untaken.len() == UNTAKEN_STEPS_MAX {
+            left.untaken.pop_front();
+        }
+        left.untaken.push_back(StepCounts { step, epoch: done.epoch, counts });
         if !gauges.is_empty() {
-            engine.gauges = gauges;
-            engine.gauges.sort_unstable_by_key(|g| g.rank);
+            left.gauges = gauges;
+            left.gauges.sort_unstable_by_key(|g| g.rank);
         }
         Ok(done)
     }
@@ -251,7 +303,7 @@ impl WorkerBackend for SimulatedWorker {
     }
 
     fn boot(&self, plan: &Arc<Plan>) -> Result<(), WorkerError> {
-        let _boundary = self.engine();
+        let _boundary = self.boundary();
         let tables = Tables::new(plan.clone(), &self.header.layout)?;
         *write(&self.tables) = None;
         *write(&self.slots) = None;
@@ -281,6 +333,7 @@ impl WorkerBackend for SimulatedWorker {
         expert: ExpertId,
         source: Source<'_>,
     ) -> Result<Registered, WorkerError> {
+        self.hang.wait();
         let (slots, local) = (self.slots()?, self.local(destination)?);
         let tables = self.tables().ok_or(WorkerError::NotBooted)?;
         if let Some(live) = tables.expert_of(destination) {
@@ -347,7 +400,7 @@ impl WorkerBackend for SimulatedWorker {
 
     fn arm(&self, plan: &Arc<Plan>) -> Result<(), WorkerError> {
         let tables = Tables::new(plan.clone(), &self.header.layout)?;
-        let _boundary = self.engine();
+        let _boundary = self.boundary();
         let slots = self.slots()?;
         if let Some(address) = not_held(&tables, &slots) {
             let expert = tables.expert_of(address).expect("only filled slots are compared");
@@ -359,10 +412,14 @@ impl WorkerBackend for SimulatedWorker {
     }
 
     fn poll_counts(&self) -> Option<StepCounts> {
-        self.engine().untaken.pop_front()
+        self.left().untaken.pop_front()
+    }
+
+    fn poll_event(&self) -> Option<WorkerEvent> {
+        self.left().events.pop_front()
     }
 
     fn gauges(&self) -> Vec<RankGauges> {
-        self.engine().gauges.clone()
+        self.left().gauges.clone()
     }
 }

@@ -7,7 +7,7 @@ use evenkeel_core::topology::{Role, UnitShape};
 use evenkeel_worker::conformance::{self, Subject};
 use evenkeel_worker::simulated::slots::Header;
 use evenkeel_worker::simulated::{Found, Routing, SimulatedWorker, weights};
-use evenkeel_worker::{NodeLayout, Source, WorkerBackend};
+use evenkeel_worker::{NodeLayout, Source, WorkerBackend, WorkerEvent};
 use proptest::prelude::*;
 use std::fs;
 use std::path::Path;
@@ -171,6 +171,33 @@ fn a_step_is_run_once() {
     assert_eq!(step(1).unwrap().step, 2);
     let counted: Vec<_> = std::iter::from_fn(|| subject.worker.poll_counts()).map(|c| c.step).collect();
     assert_eq!(counted, [0, 2]);
+}
+
+#[test]
+fn a_worker_that_hangs_flips_when_it_goes_on_and_answers_meanwhile() {
+    let subject = Simulated::fresh(44);
+    let boot = boot_plan();
+    subject.worker.boot(&boot).unwrap();
+    let next = Arc::new(boot.child(boot.layers.clone()));
+    subject.worker.set_hanging(true);
+    std::thread::scope(|scope| {
+        let arming = scope.spawn(|| subject.worker.arm(&next));
+        assert_eq!(subject.worker.active(), Some((boot.epoch, boot.digest())));
+        assert_eq!((subject.worker.poll_counts(), subject.worker.gauges().len()), (None, 0));
+        assert_eq!(subject.worker.last_step(), None);
+        subject.worker.set_hanging(false);
+        arming.join().unwrap().unwrap();
+    });
+    assert_eq!(subject.worker.active(), Some((next.epoch, next.digest())));
+}
+
+#[test]
+fn events_are_told_once_and_in_order() {
+    let subject = Simulated::fresh(44);
+    let events = [WorkerEvent::Drain { message: "now".into() }, WorkerEvent::Hung { message: "1 s".into() }];
+    events.iter().for_each(|event| subject.worker.tell(event.clone()));
+    let told: Vec<_> = std::iter::from_fn(|| subject.worker.poll_event()).collect();
+    assert_eq!(told, events);
 }
 
 #[track_caller]

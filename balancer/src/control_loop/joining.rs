@@ -10,7 +10,7 @@ use evenkeel_core::ids::{NodeId, Rank, UnitId};
 use evenkeel_core::plan::Plan;
 use evenkeel_core::protocol::membership::{Claim, Membership};
 use evenkeel_core::protocol::unit::{self as protocol, PlanRef, UnitControl};
-use evenkeel_proto::{ConvertError, PROTOCOL_VERSION, v1};
+use evenkeel_proto::{ConvertError, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, choose_protocol, v1};
 use std::sync::Arc;
 
 /// A refusal on its way to an agent.
@@ -37,6 +37,8 @@ struct Admitted {
     node: NodeId,
     /// The plan it serves.
     applied: Option<PlanRef>,
+    /// The version to speak with it.
+    protocol: u32,
     /// It took the place of other nodes.
     replaced_others: bool,
 }
@@ -66,11 +68,13 @@ impl ControlLoop {
             let text = format!("the agent belongs to cluster {}, this is {ours}", hello.cluster);
             return Err(Refused::new("cluster_mismatch", text));
         }
-        if !(hello.protocol_min..=hello.protocol_max).contains(&PROTOCOL_VERSION) {
-            let (min, max) = (hello.protocol_min, hello.protocol_max);
-            let text = format!("the agent speaks protocol {min} to {max}, this balancer {PROTOCOL_VERSION}");
+        let (min, max) = (hello.protocol_min, hello.protocol_max);
+        let Some(protocol) = choose_protocol(min, max) else {
+            let text = format!(
+                "the agent speaks protocol {min} to {max}, this balancer {PROTOCOL_VERSION_MIN} to {PROTOCOL_VERSION}"
+            );
             return Err(Refused::new("protocol_unsupported", text));
-        }
+        };
         if self.streams.len() >= self.config.control.agents_max as usize {
             let text = format!("{} agents are connected: raise control.agents_max", self.streams.len());
             return Err(Refused::new("too_many_agents", text));
@@ -100,7 +104,7 @@ impl ControlLoop {
             self.forget(&id, old);
         }
         tracing::debug!(stream, unit = %id, %node, "agent admitted");
-        Ok(Admitted { unit: id, node, applied, replaced_others: !replaced.is_empty() })
+        Ok(Admitted { unit: id, node, applied, protocol, replaced_others: !replaced.is_empty() })
     }
 
     /// A replaced node's ranks have another home now.
@@ -125,18 +129,21 @@ impl ControlLoop {
         hello: &v1::Hello,
         link: AgentLink,
     ) -> Result<(), StoreError> {
-        let Admitted { unit: id, node, applied, replaced_others } = admitted;
+        let Admitted { unit: id, node, applied, protocol, replaced_others } = admitted;
+        link.speak(protocol);
         let unit = self.units.get_mut(&id).expect("just admitted to");
         let head = unit.formed.as_ref().map(|f| Arc::clone(f.control.head()));
         let control = &self.config.control;
         let welcome = v1::Welcome {
             term: Some(self.term.into()),
-            protocol: PROTOCOL_VERSION,
+            protocol,
             window_steps: control.window_steps,
             report_interval_ms: control.report_interval_ms,
             ping_interval_ms: control.ping_interval_ms,
             silence_limit_ms: control.silence_limit_ms,
             boot_plan: if applied.is_none() { head.as_deref().map(Into::into) } else { None },
+            role: v1::BalancerRole::Leader.into(),
+            leader: String::new(),
         };
         let now = self.now();
         if !link.send(v1::sync_response::Message::Welcome(welcome)) {

@@ -209,6 +209,10 @@ impl ControlLoop {
                 Ok(())
             }
             v1::sync_request::Message::Result(result) => self.result(stream, &unit, &node, &result).await,
+            v1::sync_request::Message::Event(event) => {
+                tracing::warn!(%unit, %node, kind = event.kind().as_str_name(), message = event.message, "agent event");
+                Ok(())
+            }
             v1::sync_request::Message::Hello(_) => self.drop_stream(stream, "repeated_hello").await,
         }
     }

@@ -2,7 +2,7 @@
 
 use super::ControlLoop;
 use crate::metrics as m;
-use crate::push::short_command;
+use crate::push::{AgentLink, short_command};
 use crate::store::{StoreError, Stored};
 use crate::unit::StreamId;
 use evenkeel_core::ids::{NodeId, UnitId};
@@ -34,6 +34,9 @@ impl ControlLoop {
             tracing::warn!(unit = %id, %node, code, message = result.message, "plan refused");
             metrics::counter!(m::PLAN_REFUSALS, "unit" => name, "code" => code.clone()).increment(1);
         }
+        if answer == Answer::Refused("delta_mismatch".to_owned()) && self.send_whole(stream, id, node, plan) {
+            return Ok(());
+        }
         let unit = self.units.get_mut(id).expect("a stream's unit exists");
         if answer == Answer::Applied
             && let Some(presence) = unit.present.get_mut(node)
@@ -45,6 +48,20 @@ impl ControlLoop {
         } else {
             self.try_form(id).await
         }
+    }
+
+    /// Sends PREPARE again with the whole plan to a node that could not apply a difference. Returns whether
+    /// that was done: not a second time on one stream, and not of a plan that is over.
+    fn send_whole(&mut self, stream: StreamId, id: &UnitId, node: &NodeId, plan: PlanRef) -> bool {
+        let Some(unit) = self.units.get(id) else { return false };
+        let Some(formed) = &unit.formed else { return false };
+        let (Some(entry), Some(prepared)) = (self.streams.get(&stream), formed.prepared.last(plan)) else {
+            return false;
+        };
+        let addresses = unit.present.iter().map(|(n, p)| (n.clone(), p.transfer_address.clone())).collect();
+        let limit = self.config.control.prepare_timeout_ms;
+        let order = prepared.order(self.term, node, &formed.topology, &addresses, limit);
+        entry.link.want_whole_plans() && entry.link.prepare(&prepared, order)
     }
 
     /// Feeds the unit's protocol and carries out what it asks for.
@@ -70,10 +87,18 @@ impl ControlLoop {
                 let addresses =
                     unit.present.iter().map(|(n, p)| (n.clone(), p.transfer_address.clone())).collect();
                 let formed = unit.formed.as_mut().expect("formed");
-                let prepared = formed.prepared.get(&plan, &base, &formed.topology);
+                let prepared = match formed.prepared.get(&plan, &base, &formed.topology) {
+                    Ok(prepared) => prepared,
+                    Err(error) => {
+                        tracing::error!(unit = %id, code = error.code(), %error, "plan cannot be sent");
+                        let refused = Answer::Refused(error.code().to_owned());
+                        let plan = (plan.epoch, plan.digest());
+                        return Ok(Some(protocol::Event::Answered(node, plan, refused)));
+                    }
+                };
                 let (term, limit) = (self.term, control.prepare_timeout_ms);
-                let command = prepared.command(term, &node, &formed.topology, &addresses, limit);
-                Ok(self.send(id, &node, command))
+                let order = prepared.order(term, &node, &formed.topology, &addresses, limit);
+                Ok(self.send_by(id, &node, |link| link.prepare(&prepared, order)))
             }
             Action::Commit { node, plan } => {
                 let limit = control.commit_timeout_ms;
@@ -118,11 +143,19 @@ impl ControlLoop {
         }
     }
 
-    /// Sends a command; a node that does not take it has left.
     fn send(&mut self, id: &UnitId, node: &NodeId, command: v1::PlanCommand) -> Option<protocol::Event> {
+        self.send_by(id, node, |link| link.send(v1::sync_response::Message::Plan(command)))
+    }
+
+    /// Sends to a node; one that does not take it has left.
+    fn send_by(
+        &mut self,
+        id: &UnitId,
+        node: &NodeId,
+        send: impl FnOnce(&AgentLink) -> bool,
+    ) -> Option<protocol::Event> {
         let stream = self.units[id].present.get(node)?.stream;
-        let message = v1::sync_response::Message::Plan(command);
-        if self.streams.get(&stream).is_some_and(|s| s.link.send(message)) {
+        if self.streams.get(&stream).is_some_and(|s| send(&s.link)) {
             return None;
         }
         self.release(stream, "does_not_read");

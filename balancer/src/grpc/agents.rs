@@ -46,7 +46,7 @@ impl AgentService for Agents {
         let stream = self.next_stream.fetch_add(1, Ordering::Relaxed);
         let events = self.events.clone();
         tokio::spawn(async move {
-            let link = AgentLink { commands, open };
+            let link = AgentLink::new(commands, open);
             let Some(hello) = first_message(&mut inbound).await else {
                 metrics::counter!(m::DECODE_ERRORS, "source" => "hello").increment(1);
                 return;

@@ -58,7 +58,7 @@ impl Header {
             format!("of ranks {:?} instead of {:?}", found.layout.ranks(), self.layout.ranks())
         };
         Err(WorkerError::WrongShape(format!(
-            "the state directory holds the slots {what}; use another --state-dir, or remove slots.bin, control.bin and ledger.bin from this one"
+            "the state directory holds the slots {what}; use another --state-dir, or remove slots.bin, control.bin, ledger.bin and ledger.copy from this one"
         )))
     }
 

@@ -7,265 +7,44 @@
 //!                      +-- ABORT, failure, deadline ----+                | the flip failed: Prepared again
 //! ```
 //!
-//! - A higher term is persisted before anything is done in its name; a lower one is refused.
+//! - There may be a stream to each of several balancers. One of them leads; whatever stream a command comes
+//!   on, only its term counts. Answers go to the leader's stream: the one that was last welcomed by a leader
+//!   or that last commanded.
+//! - A higher term is persisted before anything is done in its name; a lower one is refused. If it cannot be
+//!   persisted the command is refused, and nothing has changed, but that lower ones are refused too.
 //! - Only the child of the plan in service can be prepared, and only what is prepared can be committed.
 //! - A plan is persisted after the flip and before APPLIED is said. Whatever was said to be applied can
-//!   therefore be read again after any crash, and what the workers serve is never older than that.
+//!   therefore be read again after any crash, and what the workers serve is never older than that. While it
+//!   cannot be persisted, it is tried again every second, and no further plan is prepared: what is on disk is
+//!   at most one plan behind what is served.
 //! - What is prepared outlives the stream: a balancer that comes back may commit it. Until then a PREPARE
 //!   from a newer term, or on a newer stream, of another plan with the same epoch replaces it, since its
 //!   ABORT may have been lost with the stream. On the same stream that is an `epoch_conflict`.
 //!
-//! The shell must carry out the actions of one event in order, and must stop if one that persists fails.
+//! The shell must carry out the actions of one event in order. An action that persists is the only one of
+//! its event, and its outcome is the next event.
 
+mod events;
+mod messages;
 mod moves;
 #[cfg(test)]
 mod tests;
 
+pub use events::{Action, BalancerRole, Event, StreamId};
+pub use messages::{Command, Outcome, PlanId, Prepare, RefusalCode, Reply, Tally};
 pub use moves::{MovesError, NodeMove};
 
-use crate::ids::{Digest, Epoch, NodeId, Rank, Term, UnitId};
+use crate::ids::{NodeId, Rank, Term, UnitId};
 use crate::invariants;
 use crate::plan::Plan;
 use crate::topology::{TopologyError, UnitShape, UnitTopology};
-use crate::units::{Bytes, Millis};
+use crate::units::Millis;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Names one plan of a unit.
-pub type PlanId = (Epoch, Digest);
-
-/// Why a command was refused; the names are part of the protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum RefusalCode {
-    /// The command's term is below the highest one seen.
-    StaleTerm,
-    /// The plan's epoch is below the one in service.
-    StaleEpoch,
-    /// Another plan with this epoch is in service or under way: an alarm.
-    EpochConflict,
-    /// The plan does not start from the one in service.
-    BaseMismatch,
-    /// COMMIT of a plan that is not staged as a whole.
-    NotPrepared,
-    /// The plan or its moves break an invariant.
-    InvalidPlan,
-    /// The node that holds the bytes does not serve them.
-    SourceUnreachable,
-    /// The bytes that arrived are not those that were sent.
-    FingerprintMismatch,
-    /// Staging took longer than the command allows.
-    DeadlineExceeded,
-    /// The worker failed.
-    WorkerFault,
-}
-
-impl RefusalCode {
-    /// The stable code on the wire and in metrics.
-    pub fn code(self) -> &'static str {
-        match self {
-            RefusalCode::StaleTerm => "stale_term",
-            RefusalCode::StaleEpoch => "stale_epoch",
-            RefusalCode::EpochConflict => "epoch_conflict",
-            RefusalCode::BaseMismatch => "base_mismatch",
-            RefusalCode::NotPrepared => "not_prepared",
-            RefusalCode::InvalidPlan => "invalid_plan",
-            RefusalCode::SourceUnreachable => "source_unreachable",
-            RefusalCode::FingerprintMismatch => "fingerprint_mismatch",
-            RefusalCode::DeadlineExceeded => "deadline_exceeded",
-            RefusalCode::WorkerFault => "worker_fault",
-        }
-    }
-}
-
-/// An order to stage a plan.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prepare {
-    /// Term of the leader that orders it.
-    pub term: Term,
-    /// The whole plan.
-    pub plan: Arc<Plan>,
-    /// The plan that the moves start from.
-    pub base: PlanId,
-    /// What this node's slots receive.
-    pub moves: Vec<NodeMove>,
-    /// Transfer addresses that the moves index.
-    pub peers: Vec<String>,
-    /// Milliseconds within which it must be staged.
-    pub deadline_ms: u64,
-}
-
-/// An order of the balancer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Command {
-    /// Stage a plan; change nothing that is served.
-    Prepare(Prepare),
-    /// Flip to the staged plan.
-    Commit {
-        /// Term of the leader that orders it.
-        term: Term,
-        /// The plan.
-        id: PlanId,
-    },
-    /// Forget the staged plan.
-    Abort {
-        /// Term of the leader that orders it.
-        term: Term,
-        /// The plan.
-        id: PlanId,
-    },
-    /// A PREPARE whose content could not be read.
-    Malformed {
-        /// Term of the leader that sent it.
-        term: Term,
-        /// The plan it names.
-        id: PlanId,
-        /// What is wrong with it.
-        message: String,
-    },
-}
-
-/// What staging a plan took.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Tally {
-    /// Bytes copied between slots of this node.
-    pub bytes_local: Bytes,
-    /// Bytes fetched from other nodes.
-    pub bytes_from_peers: Bytes,
-    /// Slots whose bytes were compared with their fingerprint.
-    pub slots_verified: u64,
-    /// Microseconds from the order to its completion.
-    pub elapsed_us: u64,
-}
-
-/// All that triggers work.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// A new stream to a balancer was opened.
-    Connected,
-    /// The balancer accepted this agent.
-    Welcomed {
-        /// Its term.
-        term: Term,
-        /// What to boot with when there is no plan yet.
-        boot_plan: Option<Arc<Plan>>,
-    },
-    /// An order arrived.
-    Command(Command),
-    /// The worker holds the weights of the boot plan.
-    Booted,
-    /// The worker could not boot.
-    BootFailed {
-        /// Why, for people.
-        message: String,
-    },
-    /// Everything of this attempt is staged and verified.
-    Staged {
-        /// Number of the attempt.
-        attempt: u64,
-        /// What it took.
-        tally: Tally,
-    },
-    /// An attempt to stage came to nothing.
-    StageFailed {
-        /// Number of the attempt.
-        attempt: u64,
-        /// Why.
-        code: RefusalCode,
-        /// Why, for people.
-        message: String,
-    },
-    /// Every rank of the node serves the plan.
-    Flipped {
-        /// Number of the attempt.
-        attempt: u64,
-        /// Microseconds from COMMIT to the flip.
-        elapsed_us: u64,
-    },
-    /// The tables could not be flipped; the plan before is still served.
-    FlipFailed {
-        /// Number of the attempt.
-        attempt: u64,
-        /// Why, for people.
-        message: String,
-    },
-    /// Time has passed; see [`Agent::deadline`].
-    Tick,
-}
-
-/// How a command ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// Staged and verified.
-    Prepared(Tally),
-    /// In service. The time is that of the flip, zero when nothing had to be done.
-    Applied {
-        /// Microseconds from COMMIT to the flip.
-        elapsed_us: u64,
-    },
-    /// Nothing of the plan is staged.
-    Aborted,
-    /// Nothing was changed.
-    Refused {
-        /// Why.
-        code: RefusalCode,
-        /// Why, for people.
-        message: String,
-    },
-}
-
-/// The answer to a command.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reply {
-    /// The highest term seen: that of the command, unless it was stale.
-    pub term: Term,
-    /// The plan the command named.
-    pub id: PlanId,
-    /// How it ended.
-    pub outcome: Outcome,
-    /// The plan in service.
-    pub applied: Option<PlanId>,
-}
-
-/// What the shell must do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Make this the highest term on disk.
-    PersistTerm(Term),
-    /// Make this the last good plan on disk.
-    PersistPlan(Arc<Plan>),
-    /// Load the weights of this plan into the worker.
-    Boot(Arc<Plan>),
-    /// Stage the moves into empty slots, and verify each.
-    Stage {
-        /// Number to name in the answer.
-        attempt: u64,
-        /// The plan.
-        plan: Arc<Plan>,
-        /// What this node's slots receive.
-        moves: Vec<NodeMove>,
-        /// Transfer addresses that the moves index.
-        peers: Vec<String>,
-    },
-    /// Stop staging and forget what was staged.
-    Unstage {
-        /// Number of the attempt.
-        attempt: u64,
-    },
-    /// Flip every rank's tables to the staged plan at the next step boundary.
-    Flip {
-        /// Number to name in the answer.
-        attempt: u64,
-        /// The plan.
-        plan: Arc<Plan>,
-    },
-    /// Send an answer, if there is a stream to send it on.
-    Reply(Reply),
-    /// Close the stream: a balancer of a lower term is at its other end.
-    CloseStream {
-        /// Why, for people.
-        message: String,
-    },
-}
+/// Before a plan in service that could not be persisted is tried again: room on a disk comes back by
+/// somebody's hand, so more often would not help, and a balancer that waits for the answer waits 10 s.
+const PERSIST_RETRY_MS: u64 = 1000;
 
 /// A plan and its name, so that the digest is computed once.
 #[derive(Debug, Clone)]
@@ -293,9 +72,33 @@ struct Pending {
     named: Named,
     /// Term and stream of the last command about it: newer ones may replace it.
     term: Term,
-    stream: u64,
+    stream: StreamId,
     attempt: u64,
     stage: Stage,
+}
+
+/// What waits until its term is on disk.
+#[derive(Debug, Clone)]
+enum Awaiting {
+    Welcome { stream: StreamId, role: BalancerRole, term: Term, boot_plan: Option<Arc<Plan>> },
+    Command { stream: StreamId, command: Command },
+}
+
+/// Whether the plan in service is on disk.
+#[derive(Debug, Clone)]
+enum Record {
+    Kept,
+    /// The shell is at it.
+    UnderWay {
+        elapsed_us: u64,
+    },
+    /// The disk did not take it.
+    Failed {
+        elapsed_us: u64,
+        code: RefusalCode,
+        message: String,
+        retry_at: Millis,
+    },
 }
 
 /// The state of one agent.
@@ -303,10 +106,18 @@ struct Pending {
 pub struct Agent {
     topology: UnitTopology,
     ranks: Vec<Rank>,
+    /// The highest on disk.
     term: Term,
-    stream: u64,
+    /// The highest heard of, which the disk may have refused: nothing below it is obeyed either.
+    seen: Term,
+    /// Open streams; `true` once welcomed.
+    streams: BTreeMap<StreamId, bool>,
+    /// Where answers go.
+    leader: Option<StreamId>,
+    awaiting: Option<Awaiting>,
     attempts: u64,
     applied: Option<Named>,
+    record: Record,
     booting: Option<Named>,
     pending: Option<Pending>,
 }
@@ -329,8 +140,20 @@ impl Agent {
     /// An agent as it is after a start: the highest term and the plan that were found on its disk and in
     /// its workers. `topology` is the [`node_view`] of the node that has `ranks`.
     pub fn new(topology: UnitTopology, ranks: Vec<Rank>, term: Term, applied: Option<Arc<Plan>>) -> Self {
-        let applied = applied.map(Named::new);
-        Self { topology, ranks, term, stream: 0, attempts: 0, applied, booting: None, pending: None }
+        Self {
+            topology,
+            ranks,
+            term,
+            seen: term,
+            streams: BTreeMap::new(),
+            leader: None,
+            awaiting: None,
+            attempts: 0,
+            applied: applied.map(Named::new),
+            record: Record::Kept,
+            booting: None,
+            pending: None,
+        }
     }
 
     /// The plan in service.
@@ -338,28 +161,48 @@ impl Agent {
         self.applied.as_ref().map(|named| named.id)
     }
 
-    /// The highest term seen.
+    /// The plan in service, whole.
+    pub fn plan(&self) -> Option<&Arc<Plan>> {
+        self.applied.as_ref().map(|named| &named.plan)
+    }
+
+    /// The highest term that is on disk.
     pub fn term(&self) -> Term {
         self.term
     }
 
-    /// When [`Event::Tick`] is due: the deadline of the plan that is being staged.
+    /// When [`Event::Tick`] is due: the deadline of the plan that is being staged, or the next attempt to
+    /// persist the plan in service.
     pub fn deadline(&self) -> Option<Millis> {
-        match self.pending.as_ref()?.stage {
+        let staging = self.pending.as_ref().and_then(|pending| match pending.stage {
             Stage::Staging { deadline } => Some(deadline),
             Stage::Prepared(_) | Stage::Flipping(_) => None,
-        }
+        });
+        let retry = match self.record {
+            Record::Failed { retry_at, .. } => Some(retry_at),
+            Record::Kept | Record::UnderWay { .. } => None,
+        };
+        [staging, retry].into_iter().flatten().min()
     }
 
     /// Takes one event at time `now` and answers with what must be done, in order.
     pub fn on(&mut self, event: Event, now: Millis) -> Vec<Action> {
+        let of_term = matches!(event, Event::TermPersisted | Event::TermNotPersisted { .. });
+        assert_eq!(of_term, self.awaiting.is_some(), "the outcome of persisting a term is the next event");
+        let of_plan = matches!(event, Event::PlanPersisted | Event::PlanNotPersisted { .. });
+        let recording = matches!(self.record, Record::UnderWay { .. });
+        assert_eq!(of_plan, recording, "the outcome of persisting a plan is the next event");
         match event {
-            Event::Connected => {
-                self.stream += 1;
-                Vec::new()
+            Event::Connected { stream } => self.on_connected(stream),
+            Event::Disconnected { stream } => self.on_disconnected(stream),
+            Event::Welcomed { stream, role, term, boot_plan } => {
+                self.on_welcome(stream, role, term, boot_plan)
             }
-            Event::Welcomed { term, boot_plan } => self.on_welcome(term, boot_plan),
-            Event::Command(command) => self.on_command(command, now),
+            Event::Command { stream, command } => self.on_command(stream, command, now),
+            Event::TermPersisted => self.on_term_persisted(now),
+            Event::TermNotPersisted { code, message } => self.on_term_not_persisted(code, message),
+            Event::PlanPersisted => self.on_plan_persisted(),
+            Event::PlanNotPersisted { code, message } => self.on_plan_not_persisted(code, message, now),
             Event::Booted => self.on_booted(),
             Event::BootFailed { message } => self.on_boot_failed(message),
             Event::Staged { attempt, tally } => self.on_staged(attempt, tally),
@@ -370,81 +213,215 @@ impl Agent {
         }
     }
 
-    fn reply(&self, id: PlanId, outcome: Outcome) -> Action {
-        Action::Reply(Reply { term: self.term, id, outcome, applied: self.applied() })
+    /// An answer on the leader's stream; without one, Hello of the next tells.
+    fn reply(&self, id: PlanId, outcome: Outcome) -> Vec<Action> {
+        self.leader.map(|stream| self.reply_on(stream, id, outcome)).into_iter().collect()
     }
 
-    fn refuse(&self, id: PlanId, code: RefusalCode, message: impl Into<String>) -> Action {
+    fn reply_on(&self, stream: StreamId, id: PlanId, outcome: Outcome) -> Action {
+        Action::Reply { stream, reply: Reply { term: self.term, id, outcome, applied: self.applied() } }
+    }
+
+    fn refuse(&self, id: PlanId, code: RefusalCode, message: impl Into<String>) -> Vec<Action> {
         self.reply(id, Outcome::Refused { code, message: message.into() })
     }
 
-    /// Adopts a term that is not below the highest seen; the persisting action comes before any other.
-    fn adopt(&mut self, term: Term) -> Result<Vec<Action>, String> {
-        if term < self.term {
-            return Err(format!("term {term} is below {}, the highest term seen", self.term));
-        }
-        let raised = term > self.term;
-        self.term = term;
-        Ok(if raised { vec![Action::PersistTerm(term)] } else { Vec::new() })
+    fn stale(&self, term: Term) -> String {
+        format!("term {term} is below {}, the highest term seen", self.seen)
     }
 
-    fn on_welcome(&mut self, term: Term, boot_plan: Option<Arc<Plan>>) -> Vec<Action> {
-        let mut actions = match self.adopt(term) {
-            Ok(actions) => actions,
-            Err(message) => return vec![Action::CloseStream { message }],
-        };
-        if self.applied.is_some() || self.booting.is_some() {
-            return actions;
+    fn on_connected(&mut self, stream: StreamId) -> Vec<Action> {
+        let newest = self.streams.last_key_value().map(|(&stream, _)| stream);
+        assert!(newest < Some(stream), "numbers of streams grow");
+        self.streams.insert(stream, false);
+        Vec::new()
+    }
+
+    fn on_disconnected(&mut self, stream: StreamId) -> Vec<Action> {
+        self.streams.remove(&stream);
+        self.leader = self.leader.filter(|leader| *leader != stream);
+        Vec::new()
+    }
+
+    fn on_welcome(
+        &mut self,
+        stream: StreamId,
+        role: BalancerRole,
+        term: Term,
+        boot_plan: Option<Arc<Plan>>,
+    ) -> Vec<Action> {
+        if !self.streams.contains_key(&stream) {
+            return Vec::new();
         }
-        let plan = boot_plan
-            .unwrap_or_else(|| Arc::new(Plan::boot(self.topology.unit().clone(), self.topology.shape())));
-        let named = Named::new(plan);
-        if let Err(violation) = invariants::check(&named.plan, None, &self.topology) {
-            actions.push(self.refuse(
-                named.id,
-                RefusalCode::InvalidPlan,
-                coded(violation.code(), &violation),
-            ));
-            return actions;
+        if term < self.seen {
+            return match role {
+                BalancerRole::Leader => vec![Action::CloseStream { stream, message: self.stale(term) }],
+                BalancerRole::Standby => self.welcomed(stream, role, boot_plan),
+            };
         }
-        actions.push(Action::Boot(named.plan.clone()));
-        self.booting = Some(named);
+        self.seen = term;
+        if term > self.term {
+            self.awaiting = Some(Awaiting::Welcome { stream, role, term, boot_plan });
+            return vec![Action::PersistTerm(term)];
+        }
+        self.welcomed(stream, role, boot_plan)
+    }
+
+    /// By a leader of the highest term seen, or by a standby.
+    fn welcomed(
+        &mut self,
+        stream: StreamId,
+        role: BalancerRole,
+        boot_plan: Option<Arc<Plan>>,
+    ) -> Vec<Action> {
+        let again = self.streams.insert(stream, true) == Some(true);
+        let mut actions = Vec::new();
+        if again {
+            actions.push(Action::Introduce { stream });
+        }
+        match role {
+            BalancerRole::Leader => {
+                self.leader = Some(stream);
+                actions.extend(self.boot(boot_plan));
+            }
+            BalancerRole::Standby => self.leader = self.leader.filter(|leader| *leader != stream),
+        }
         actions
+    }
+
+    /// A worker that holds no weights boots with the leader's plan.
+    fn boot(&mut self, plan: Option<Arc<Plan>>) -> Vec<Action> {
+        if self.applied.is_some() || self.booting.is_some() {
+            return Vec::new();
+        }
+        let trivial = || Arc::new(Plan::boot(self.topology.unit().clone(), self.topology.shape()));
+        let named = Named::new(plan.unwrap_or_else(trivial));
+        if let Err(violation) = invariants::check(&named.plan, None, &self.topology) {
+            return self.refuse(named.id, RefusalCode::InvalidPlan, coded(violation.code(), &violation));
+        }
+        let plan = named.plan.clone();
+        self.booting = Some(named);
+        vec![Action::Boot(plan)]
+    }
+
+    fn on_term_persisted(&mut self, now: Millis) -> Vec<Action> {
+        match self.awaiting.take().expect("checked by the caller") {
+            Awaiting::Welcome { stream, role, term, boot_plan } => {
+                self.adopt(term);
+                self.welcomed(stream, role, boot_plan)
+            }
+            Awaiting::Command { stream, command } => {
+                self.adopt(command.name().0);
+                self.obey(stream, command, now)
+            }
+        }
+    }
+
+    fn adopt(&mut self, term: Term) {
+        assert!(term > self.term, "only a higher term is persisted");
+        self.term = term;
+        // Whoever led before does not any more; the stream of the new leader is set by what follows.
+        self.leader = None;
+    }
+
+    fn on_term_not_persisted(&mut self, code: RefusalCode, message: String) -> Vec<Action> {
+        match self.awaiting.take().expect("checked by the caller") {
+            // The leader's next Welcome tries again: without its term nothing can be booted.
+            Awaiting::Welcome { stream, role: BalancerRole::Leader, .. } if self.applied.is_none() => {
+                vec![Action::CloseStream { stream, message }]
+            }
+            // Reports go on. Its first command tries again.
+            Awaiting::Welcome { stream, .. } => {
+                let again = self.streams.insert(stream, true) == Some(true);
+                if again { vec![Action::Introduce { stream }] } else { Vec::new() }
+            }
+            Awaiting::Command { stream, command } => {
+                vec![self.reply_on(stream, command.name().1, Outcome::Refused { code, message })]
+            }
+        }
+    }
+
+    fn on_plan_persisted(&mut self) -> Vec<Action> {
+        let record = std::mem::replace(&mut self.record, Record::Kept);
+        let Record::UnderWay { elapsed_us } = record else { panic!("only what was ordered is persisted") };
+        let id = self.applied().expect("a plan in service was persisted");
+        self.reply(id, Outcome::Applied { elapsed_us })
+    }
+
+    fn on_plan_not_persisted(&mut self, code: RefusalCode, message: String, now: Millis) -> Vec<Action> {
+        let Record::UnderWay { elapsed_us } = self.record else {
+            panic!("only what was ordered is persisted")
+        };
+        let retry_at = now.after(PERSIST_RETRY_MS);
+        self.record = Record::Failed { elapsed_us, code, message: message.clone(), retry_at };
+        let id = self.applied().expect("a plan in service was to be persisted");
+        self.refuse(id, code, message)
+    }
+
+    fn put_into_service(&mut self, named: Named, elapsed_us: u64) -> Vec<Action> {
+        let plan = named.plan.clone();
+        self.applied = Some(named);
+        self.record = Record::UnderWay { elapsed_us };
+        vec![Action::PersistPlan(plan)]
     }
 
     fn on_booted(&mut self) -> Vec<Action> {
         let named = self.booting.take().expect("only a boot that was ordered ends");
-        let id = named.id;
-        let persist = Action::PersistPlan(named.plan.clone());
-        self.applied = Some(named);
-        vec![persist, self.reply(id, Outcome::Applied { elapsed_us: 0 })]
+        self.put_into_service(named, 0)
     }
 
     fn on_boot_failed(&mut self, message: String) -> Vec<Action> {
         let named = self.booting.take().expect("only a boot that was ordered ends");
-        vec![self.refuse(named.id, RefusalCode::WorkerFault, message)]
+        self.refuse(named.id, RefusalCode::WorkerFault, message)
     }
 
-    fn on_command(&mut self, command: Command, now: Millis) -> Vec<Action> {
+    fn on_command(&mut self, stream: StreamId, command: Command, now: Millis) -> Vec<Action> {
+        // What was still in a closed stream has lost its meaning: its balancer takes it for unanswered.
+        if !self.streams.contains_key(&stream) {
+            return Vec::new();
+        }
         let (term, id) = command.name();
-        let mut actions = match self.adopt(term) {
-            Ok(actions) => actions,
-            Err(message) => return vec![self.refuse(id, RefusalCode::StaleTerm, message)],
-        };
-        actions.extend(match command {
-            Command::Prepare(prepare) => self.on_prepare(prepare, id, now),
-            Command::Commit { .. } => self.on_commit(id),
+        if term < self.seen {
+            let (code, message) = (RefusalCode::StaleTerm, self.stale(term));
+            return vec![self.reply_on(stream, id, Outcome::Refused { code, message })];
+        }
+        self.seen = term;
+        if term > self.term {
+            self.awaiting = Some(Awaiting::Command { stream, command });
+            return vec![Action::PersistTerm(term)];
+        }
+        self.obey(stream, command, now)
+    }
+
+    /// A command of the highest term seen.
+    fn obey(&mut self, stream: StreamId, command: Command, now: Millis) -> Vec<Action> {
+        let (_, id) = command.name();
+        self.leader = Some(stream);
+        match command {
+            Command::Prepare(prepare) => self.on_prepare(prepare, id, stream, now),
+            Command::Commit { .. } => self.on_commit(id, stream),
             Command::Abort { .. } => self.on_abort(id),
-            Command::Malformed { message, .. } => vec![self.refuse(id, RefusalCode::InvalidPlan, message)],
-        });
-        actions
+            // A repeat need not be readable: a difference to the plan before is not, any more.
+            Command::Unreadable { code, message, .. } => {
+                self.answer_if_not_ahead(id).unwrap_or_else(|| self.refuse(id, code, message))
+            }
+        }
+    }
+
+    /// Answers a command about the plan in service.
+    fn answer_in_service(&self, id: PlanId) -> Vec<Action> {
+        match &self.record {
+            Record::Kept => self.reply(id, Outcome::Applied { elapsed_us: 0 }),
+            Record::Failed { code, message, .. } => self.refuse(id, *code, message),
+            Record::UnderWay { .. } => unreachable!("the outcome of persisting is the next event"),
+        }
     }
 
     /// Answers every command about a plan that is not ahead of the one in service.
-    fn answer_if_not_ahead(&self, id: PlanId) -> Option<Action> {
+    fn answer_if_not_ahead(&self, id: PlanId) -> Option<Vec<Action>> {
         let applied = self.applied()?;
         if id == applied {
-            return Some(self.reply(id, Outcome::Applied { elapsed_us: 0 }));
+            return Some(self.answer_in_service(id));
         }
         if id.0 > applied.0 {
             return None;
@@ -457,15 +434,15 @@ impl Agent {
         Some(self.refuse(id, code, format!("plan {} {what} plan {} in service", name(id), name(applied))))
     }
 
-    fn on_prepare(&mut self, prepare: Prepare, id: PlanId, now: Millis) -> Vec<Action> {
+    fn on_prepare(&mut self, prepare: Prepare, id: PlanId, stream: StreamId, now: Millis) -> Vec<Action> {
         if let Some(answer) = self.answer_if_not_ahead(id) {
-            return vec![answer];
+            return answer;
         }
-        if let Some(actions) = self.answer_if_under_way(&prepare, id) {
+        if let Some(actions) = self.answer_if_under_way(&prepare, id, stream) {
             return actions;
         }
         if let Err((code, message)) = self.check(&prepare) {
-            return vec![self.refuse(id, code, message)];
+            return self.refuse(id, code, message);
         }
         let mut actions = self.unstage();
         self.attempts += 1;
@@ -473,7 +450,7 @@ impl Agent {
         self.pending = Some(Pending {
             named: Named { id, plan: plan.clone() },
             term,
-            stream: self.stream,
+            stream,
             attempt: self.attempts,
             stage: Stage::Staging { deadline: now.after(deadline_ms) },
         });
@@ -482,9 +459,14 @@ impl Agent {
     }
 
     /// `None` when the order is new, or replaces an unfinished one.
-    fn answer_if_under_way(&mut self, prepare: &Prepare, id: PlanId) -> Option<Vec<Action>> {
+    fn answer_if_under_way(
+        &mut self,
+        prepare: &Prepare,
+        id: PlanId,
+        stream: StreamId,
+    ) -> Option<Vec<Action>> {
         let pending = self.pending.as_mut()?;
-        let newer = (prepare.term, self.stream) > (pending.term, pending.stream);
+        let newer = (prepare.term, stream) > (pending.term, pending.stream);
         if pending.named.id == id {
             match pending.stage {
                 // Its sources may have other addresses by now.
@@ -492,8 +474,8 @@ impl Agent {
                 // The answer is on its way.
                 Stage::Staging { .. } | Stage::Flipping(_) => return Some(Vec::new()),
                 Stage::Prepared(tally) => {
-                    (pending.term, pending.stream) = (prepare.term, self.stream);
-                    return Some(vec![self.reply(id, Outcome::Prepared(tally))]);
+                    (pending.term, pending.stream) = (prepare.term, stream);
+                    return Some(self.reply(id, Outcome::Prepared(tally)));
                 }
             }
         }
@@ -503,7 +485,7 @@ impl Agent {
             return None;
         }
         let message = format!("plan {} has another digest than plan {} under way", name(id), name(other));
-        Some(vec![self.refuse(id, RefusalCode::EpochConflict, message)])
+        Some(self.refuse(id, RefusalCode::EpochConflict, message))
     }
 
     fn check(&self, prepare: &Prepare) -> Result<(), (RefusalCode, String)> {
@@ -518,6 +500,9 @@ impl Agent {
             );
             return Err((RefusalCode::BaseMismatch, message));
         }
+        if let Record::Failed { code, message, .. } = &self.record {
+            return Err((*code, message.clone()));
+        }
         let invalid =
             |code: &str, error: &dyn std::fmt::Display| (RefusalCode::InvalidPlan, coded(code, error));
         invariants::check(&prepare.plan, Some(&applied.plan), &self.topology)
@@ -526,17 +511,13 @@ impl Agent {
             .map_err(|error| invalid(error.code(), &error))
     }
 
-    fn on_commit(&mut self, id: PlanId) -> Vec<Action> {
+    fn on_commit(&mut self, id: PlanId, stream: StreamId) -> Vec<Action> {
         if let Some(answer) = self.answer_if_not_ahead(id) {
-            return vec![answer];
+            return answer;
         }
-        let (term, stream) = (self.term, self.stream);
+        let term = self.term;
         let Some(pending) = &mut self.pending else {
-            return vec![self.refuse(
-                id,
-                RefusalCode::NotPrepared,
-                format!("plan {} is not staged", name(id)),
-            )];
+            return self.refuse(id, RefusalCode::NotPrepared, format!("plan {} is not staged", name(id)));
         };
         let other = pending.named.id;
         match pending.stage {
@@ -549,13 +530,9 @@ impl Agent {
             _ if other.0 == id.0 && other != id => {
                 let message =
                     format!("plan {} has another digest than plan {} under way", name(id), name(other));
-                vec![self.refuse(id, RefusalCode::EpochConflict, message)]
+                self.refuse(id, RefusalCode::EpochConflict, message)
             }
-            _ => vec![self.refuse(
-                id,
-                RefusalCode::NotPrepared,
-                format!("plan {} is not staged yet", name(id)),
-            )],
+            _ => self.refuse(id, RefusalCode::NotPrepared, format!("plan {} is not staged yet", name(id))),
         }
     }
 
@@ -566,11 +543,11 @@ impl Agent {
             Some(pending) if aborts(pending) && matches!(pending.stage, Stage::Flipping(_)) => Vec::new(),
             Some(pending) if aborts(pending) => {
                 let mut actions = self.unstage();
-                actions.push(self.reply(id, Outcome::Aborted));
+                actions.extend(self.reply(id, Outcome::Aborted));
                 actions
             }
-            _ if self.applied() == Some(id) => vec![self.reply(id, Outcome::Applied { elapsed_us: 0 })],
-            _ => vec![self.reply(id, Outcome::Aborted)],
+            _ if self.applied() == Some(id) => self.answer_in_service(id),
+            _ => self.reply(id, Outcome::Aborted),
         }
     }
 
@@ -591,14 +568,14 @@ impl Agent {
         assert!(matches!(pending.stage, Stage::Staging { .. }), "an attempt is staged once");
         pending.stage = Stage::Prepared(tally);
         let id = pending.named.id;
-        vec![self.reply(id, Outcome::Prepared(tally))]
+        self.reply(id, Outcome::Prepared(tally))
     }
 
     fn on_stage_failed(&mut self, attempt: u64, code: RefusalCode, message: String) -> Vec<Action> {
         let Some(pending) = self.attempt(attempt) else { return Vec::new() };
         let id = pending.named.id;
         let mut actions = self.unstage();
-        actions.push(self.refuse(id, code, message));
+        actions.extend(self.refuse(id, code, message));
         actions
     }
 
@@ -606,9 +583,7 @@ impl Agent {
         let pending = self.pending.take().expect("only a flip that was ordered ends");
         assert_eq!(pending.attempt, attempt, "a flipping plan is never replaced");
         assert!(matches!(pending.stage, Stage::Flipping(_)), "only a committed plan flips");
-        let (id, plan) = (pending.named.id, pending.named.plan.clone());
-        self.applied = Some(pending.named);
-        vec![Action::PersistPlan(plan), self.reply(id, Outcome::Applied { elapsed_us })]
+        self.put_into_service(pending.named, elapsed_us)
     }
 
     fn on_flip_failed(&mut self, attempt: u64, message: String) -> Vec<Action> {
@@ -616,29 +591,32 @@ impl Agent {
         let Stage::Flipping(tally) = pending.stage else { panic!("only a committed plan flips") };
         pending.stage = Stage::Prepared(tally);
         let id = pending.named.id;
-        vec![self.refuse(id, RefusalCode::WorkerFault, message)]
+        self.refuse(id, RefusalCode::WorkerFault, message)
     }
 
     fn on_tick(&mut self, now: Millis) -> Vec<Action> {
-        if self.deadline().is_none_or(|deadline| now < deadline) {
+        // One at a time: an action that persists is the only one of its event.
+        if let Record::Failed { elapsed_us, retry_at, .. } = self.record
+            && now >= retry_at
+        {
+            let named = self.applied.take().expect("a plan in service could not be persisted");
+            return self.put_into_service(named, elapsed_us);
+        }
+        self.give_up_staging(now)
+    }
+
+    fn give_up_staging(&mut self, now: Millis) -> Vec<Action> {
+        let Some(Pending { named, stage: Stage::Staging { deadline }, .. }) = &self.pending else {
+            return Vec::new();
+        };
+        if now < *deadline {
             return Vec::new();
         }
-        let id = self.pending.as_ref().expect("a deadline belongs to a plan").named.id;
+        let id = named.id;
         let mut actions = self.unstage();
         let message = format!("plan {} was not staged within its deadline", name(id));
-        actions.push(self.refuse(id, RefusalCode::DeadlineExceeded, message));
+        actions.extend(self.refuse(id, RefusalCode::DeadlineExceeded, message));
         actions
-    }
-}
-
-impl Command {
-    fn name(&self) -> (Term, PlanId) {
-        match self {
-            Command::Prepare(prepare) => (prepare.term, (prepare.plan.epoch, prepare.plan.digest())),
-            Command::Commit { term, id }
-            | Command::Abort { term, id }
-            | Command::Malformed { term, id, .. } => (*term, *id),
-        }
     }
 }
 

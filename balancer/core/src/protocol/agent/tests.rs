@@ -1,8 +1,9 @@
+mod schedules;
+
 use super::*;
-use crate::ids::{ExpertId, LayerId};
+use crate::ids::{Digest, Epoch, ExpertId, LayerId};
 use crate::plan::{LayerPlan, Move};
 use crate::topology::Role;
-use proptest::prelude::*;
 
 fn shape() -> UnitShape {
     UnitShape {
@@ -21,11 +22,32 @@ fn unit() -> UnitId {
     UnitId::new("u").unwrap()
 }
 
-/// The agent of ranks 0 and 1.
+/// Streams to two balancers, and a later one to the first.
+const FIRST: StreamId = StreamId(1);
+const SECOND: StreamId = StreamId(2);
+const LATER: StreamId = StreamId(3);
+
+/// The agent of ranks 0 and 1, with two streams.
 fn agent(applied: Option<Plan>) -> Agent {
     let ranks = vec![Rank(0), Rank(1)];
     let topology = node_view(unit(), shape(), &NodeId::new("a").unwrap(), &ranks).unwrap();
-    Agent::new(topology, ranks, Term::default(), applied.map(Arc::new))
+    let mut agent = Agent::new(topology, ranks, Term::default(), applied.map(Arc::new));
+    for stream in [FIRST, SECOND] {
+        assert_eq!(agent.on(Event::Connected { stream }, Millis(0)), []);
+    }
+    agent
+}
+
+/// Feeds one event and what follows from it on a disk that takes everything.
+fn drive(agent: &mut Agent, event: Event, now: Millis) -> Vec<Action> {
+    let mut actions = agent.on(event, now);
+    let outcome = match actions.last() {
+        Some(Action::PersistTerm(_)) => Event::TermPersisted,
+        Some(Action::PersistPlan(_)) => Event::PlanPersisted,
+        _ => return actions,
+    };
+    actions.extend(agent.on(outcome, now));
+    actions
 }
 
 fn layer(text: &str) -> LayerPlan {
@@ -80,22 +102,55 @@ fn prepare(revision: u64, plan: &Plan, base: &Plan) -> Prepare {
 }
 
 fn order(revision: u64, plan: &Plan) -> Event {
-    Event::Command(Command::Prepare(prepare(revision, plan, &boot())))
+    on(FIRST, Command::Prepare(prepare(revision, plan, &boot())))
 }
 
 fn commit(revision: u64, plan: &Plan) -> Event {
-    Event::Command(Command::Commit { term: term(revision), id: id(plan) })
+    on(FIRST, Command::Commit { term: term(revision), id: id(plan) })
 }
 
 fn abort(revision: u64, plan: &Plan) -> Event {
-    Event::Command(Command::Abort { term: term(revision), id: id(plan) })
+    on(FIRST, Command::Abort { term: term(revision), id: id(plan) })
+}
+
+fn on(stream: StreamId, command: Command) -> Event {
+    Event::Command { stream, command }
+}
+
+/// The same order, on another stream.
+fn moved(stream: StreamId, event: Event) -> Event {
+    match event {
+        Event::Command { command, .. } => Event::Command { stream, command },
+        other => panic!("{other:?} is no command"),
+    }
+}
+
+fn leader(stream: StreamId, revision: u64) -> Event {
+    Event::Welcomed { stream, role: BalancerRole::Leader, term: term(revision), boot_plan: None }
+}
+
+fn standby(stream: StreamId, revision: u64) -> Event {
+    Event::Welcomed { stream, role: BalancerRole::Standby, term: term(revision), boot_plan: None }
+}
+
+fn closed(stream: StreamId) -> Event {
+    Event::Disconnected { stream }
+}
+
+fn term_lost() -> Event {
+    Event::TermNotPersisted { code: RefusalCode::DiskFull, message: "no room".into() }
+}
+
+fn plan_lost() -> Event {
+    Event::PlanNotPersisted { code: RefusalCode::DiskFull, message: "no room".into() }
 }
 
 fn staged(attempt: u64) -> Event {
     Event::Staged { attempt, tally: Tally { slots_verified: 1, ..Tally::default() } }
 }
 
-/// Names an action briefly: `term 3`, `stage 1`, `prepared 1`, `stale_term 1` (the epoch answered for).
+/// Names an action briefly: `term 3`, `stage 1`, `prepared 1`, `stale_term 1` (the epoch answered for);
+/// what goes to another stream than the first has that stream's number behind.
 fn brief(action: &Action) -> String {
     match action {
         Action::PersistTerm(term) => format!("term {}", term.revision),
@@ -104,17 +159,22 @@ fn brief(action: &Action) -> String {
         Action::Stage { attempt, .. } => format!("stage {attempt}"),
         Action::Unstage { attempt } => format!("unstage {attempt}"),
         Action::Flip { attempt, .. } => format!("flip {attempt}"),
-        Action::CloseStream { .. } => "close".into(),
-        Action::Reply(reply) => {
+        Action::CloseStream { stream, .. } => format!("close{}", at(*stream)),
+        Action::Introduce { stream } => format!("introduce{}", at(*stream)),
+        Action::Reply { stream, reply } => {
             let outcome = match &reply.outcome {
                 Outcome::Prepared(_) => "prepared",
                 Outcome::Applied { .. } => "applied",
                 Outcome::Aborted => "aborted",
                 Outcome::Refused { code, .. } => code.code(),
             };
-            format!("{outcome} {}", reply.id.0)
+            format!("{outcome} {}{}", reply.id.0, at(*stream))
         }
     }
+}
+
+fn at(stream: StreamId) -> String {
+    if stream == FIRST { String::new() } else { format!(" to {}", stream.0) }
 }
 
 /// Feeds events at time 0 to an agent that serves the boot plan; the last one must lead to `expected`.
@@ -128,11 +188,21 @@ fn check_at(events: &[Event], last_at: Millis, expected: &str) -> Agent {
     let mut agent = agent(Some(boot()));
     let (last, before) = events.split_last().unwrap();
     for event in before {
-        agent.on(event.clone(), Millis(0));
+        drive(&mut agent, event.clone(), Millis(0));
     }
-    let actions: Vec<_> = agent.on(last.clone(), last_at).iter().map(brief).collect();
+    let actions: Vec<_> = drive(&mut agent, last.clone(), last_at).iter().map(brief).collect();
     assert_eq!(actions.join(", "), expected);
     agent
+}
+
+/// Feeds events one by one, each with what it must lead to, at the times given; nothing is persisted but by
+/// events.
+#[track_caller]
+fn check_steps(agent: &mut Agent, steps: &[(Event, u64, &str)]) {
+    for (event, at, expected) in steps {
+        let actions: Vec<_> = agent.on(event.clone(), Millis(*at)).iter().map(brief).collect();
+        assert_eq!(actions.join(", "), *expected, "{event:?}");
+    }
 }
 
 #[test]
@@ -151,8 +221,100 @@ fn a_lower_term_is_refused_for_every_command() {
     for late in [order(4, &next()), commit(4, &next()), abort(4, &next())] {
         check(&[order(5, &next()), staged(1), late], "stale_term 1");
     }
-    let welcome = Event::Welcomed { term: term(4), boot_plan: None };
-    check(&[order(5, &next()), welcome], "close");
+    check(&[order(5, &next()), leader(SECOND, 4)], "close to 2");
+    check(&[order(5, &next()), standby(SECOND, 4)], "");
+}
+
+#[test]
+fn answers_go_to_the_leader_on_whatever_stream_it_is() {
+    let later = [Event::Connected { stream: LATER }, leader(LATER, 1)];
+    check(&[order(1, &next()), moved(SECOND, commit(0, &next()))], "stale_term 1 to 2");
+    check(&[order(1, &next()), moved(SECOND, order(2, &next()))], "term 2, unstage 1, stage 2");
+    check(&[order(1, &next()), leader(SECOND, 2), staged(1)], "prepared 1 to 2");
+    check(&[order(1, &next()), standby(SECOND, 2), staged(1)], "");
+    check(&[order(1, &next()), closed(FIRST), staged(1)], "");
+    check(&[&[order(1, &next()), closed(FIRST)], &later[..], &[staged(1)]].concat(), "prepared 1 to 3");
+    check(&[order(1, &next()), standby(FIRST, 1), staged(1)], "");
+    check(&[order(1, &next()), closed(SECOND), staged(1)], "prepared 1");
+    check(&[closed(SECOND), moved(SECOND, order(1, &next()))], "");
+    check(&[closed(SECOND), leader(SECOND, 1)], "");
+}
+
+#[test]
+fn a_stream_whose_balancer_becomes_the_leader_is_introduced_to_again() {
+    check(&[standby(FIRST, 1), leader(FIRST, 2)], "term 2, introduce");
+    check(&[standby(FIRST, 1), leader(FIRST, 1)], "introduce");
+    check(&[leader(FIRST, 1), standby(FIRST, 1)], "introduce");
+    check(&[leader(FIRST, 1), leader(SECOND, 2)], "term 2");
+    check(&[leader(FIRST, 1), leader(SECOND, 2), order(1, &next())], "stale_term 1");
+}
+
+#[test]
+fn a_term_that_cannot_be_persisted_changes_nothing_and_is_tried_again() {
+    let mut agent = agent(Some(boot()));
+    check_steps(
+        &mut agent,
+        &[
+            (order(3, &next()), 0, "term 3"),
+            (term_lost(), 0, "disk_full 1"),
+            (standby(FIRST, 3), 0, "term 3"),
+            (term_lost(), 0, ""),
+            (leader(FIRST, 3), 0, "term 3"),
+            (term_lost(), 0, "introduce"),
+            (order(2, &next()), 0, "stale_term 1"),
+            (leader(SECOND, 2), 0, "close to 2"),
+            (order(3, &next()), 0, "term 3"),
+            (Event::TermPersisted, 0, "stage 1"),
+        ],
+    );
+    assert_eq!(agent.term(), term(3));
+}
+
+#[test]
+fn a_boot_whose_term_cannot_be_persisted_waits_for_the_next_welcome() {
+    check_steps(
+        &mut agent(None),
+        &[
+            (standby(SECOND, 3), 0, "term 3"),
+            (term_lost(), 0, ""),
+            (leader(FIRST, 3), 0, "term 3"),
+            (term_lost(), 0, "close"),
+            (leader(FIRST, 3), 0, "term 3"),
+            (Event::TermPersisted, 0, "boot 0"),
+            (Event::Booted, 0, "persist 0"),
+            (plan_lost(), 0, "disk_full 0"),
+            (Event::Tick, 999, ""),
+            (Event::Tick, 1000, "persist 0"),
+            (Event::PlanPersisted, 1000, "applied 0"),
+        ],
+    );
+}
+
+#[test]
+fn a_plan_that_cannot_be_persisted_is_served_and_not_answered_and_nothing_comes_after_it() {
+    let mut agent = agent(Some(boot()));
+    let further = next().child(next().layers);
+    let further = || on(FIRST, Command::Prepare(prepare(1, &further, &next())));
+    let flipped = Event::Flipped { attempt: 1, elapsed_us: 5 };
+    drive(&mut agent, order(1, &next()), Millis(0));
+    check_steps(
+        &mut agent,
+        &[
+            (staged(1), 0, "prepared 1"),
+            (commit(1, &next()), 0, "flip 1"),
+            (flipped, 0, "persist 1"),
+            (plan_lost(), 0, "disk_full 1"),
+            (commit(1, &next()), 0, "disk_full 1"),
+            (order(1, &next()), 0, "disk_full 1"),
+            (further(), 0, "disk_full 2"),
+            (Event::Tick, 1000, "persist 1"),
+            (plan_lost(), 1000, "disk_full 1"),
+            (Event::Tick, 2000, "persist 1"),
+            (Event::PlanPersisted, 2000, "applied 1"),
+            (further(), 2000, "stage 2"),
+        ],
+    );
+    assert_eq!(agent.applied(), Some(id(&next())));
 }
 
 #[test]
@@ -184,17 +346,20 @@ fn a_newer_term_or_stream_replaces_what_is_unfinished() {
     check(&[order(1, &next()), order(2, &rival())], "term 2, unstage 1, stage 2");
     check(&[order(1, &next()), staged(1), order(2, &rival())], "term 2, unstage 1, stage 2");
     check(&[order(1, &next()), order(2, &next())], "term 2, unstage 1, stage 2");
-    check(&[order(1, &next()), staged(1), Event::Connected, order(1, &rival())], "unstage 1, stage 2");
-    check(&[order(1, &next()), staged(1), Event::Connected, commit(2, &next())], "term 2, flip 1");
+    check(&[order(1, &next()), staged(1), moved(SECOND, order(1, &rival()))], "unstage 1, stage 2");
+    check(
+        &[order(1, &next()), staged(1), closed(FIRST), moved(SECOND, commit(2, &next()))],
+        "term 2, flip 1",
+    );
     check(&[order(1, &next()), order(2, &rival()), staged(1)], "");
 }
 
 #[test]
 fn a_plan_starts_from_the_one_in_service() {
     let later = next().child(next().layers);
-    check(&[Event::Command(Command::Prepare(prepare(1, &later, &next())))], "term 1, base_mismatch 2");
+    check(&[on(FIRST, Command::Prepare(prepare(1, &later, &next())))], "term 1, base_mismatch 2");
     let mut fresh = agent(None);
-    let actions = fresh.on(order(1, &next()), Millis(0));
+    let actions = drive(&mut fresh, order(1, &next()), Millis(0));
     assert_eq!(actions.iter().map(brief).collect::<Vec<_>>(), ["term 1", "base_mismatch 1"]);
     let done =
         [order(1, &next()), staged(1), commit(1, &next()), Event::Flipped { attempt: 1, elapsed_us: 0 }];
@@ -243,10 +408,20 @@ fn failures_are_answered_with_their_code() {
 fn a_plan_that_breaks_an_invariant_is_refused() {
     let mut plan = next();
     plan.layers[0].share[0] += 1;
-    let event = Event::Command(Command::Prepare(Prepare { moves: Vec::new(), ..prepare(1, &plan, &boot()) }));
-    check(&[event], "term 1, invalid_plan 1");
-    let malformed = Command::Malformed { term: term(1), id: id(&next()), message: "share".into() };
-    check(&[Event::Command(malformed)], "term 1, invalid_plan 1");
+    let order = Prepare { moves: Vec::new(), ..prepare(1, &plan, &boot()) };
+    check(&[on(FIRST, Command::Prepare(order))], "term 1, invalid_plan 1");
+}
+
+#[test]
+fn a_plan_that_cannot_be_read_is_refused_unless_it_is_in_service() {
+    let unreadable = |id: PlanId, code| {
+        on(FIRST, Command::Unreadable { term: term(1), id, code, message: "share".into() })
+    };
+    check(&[unreadable(id(&next()), RefusalCode::InvalidPlan)], "term 1, invalid_plan 1");
+    check(&[unreadable(id(&next()), RefusalCode::DeltaMismatch)], "term 1, delta_mismatch 1");
+    check(&[unreadable(id(&boot()), RefusalCode::BaseMismatch)], "term 1, applied 0");
+    let other: PlanId = (Epoch(0), Digest([7; 32]));
+    check(&[unreadable(other, RefusalCode::BaseMismatch)], "term 1, epoch_conflict 0");
 }
 
 #[track_caller]
@@ -274,10 +449,12 @@ fn moves_are_exactly_the_arrivals_on_the_node() {
 fn a_worker_without_weights_boots_with_the_plan_of_the_welcome() {
     let boots = |boot_plan: Option<Plan>| {
         let mut agent = agent(None);
-        let welcome = Event::Welcomed { term: term(1), boot_plan: boot_plan.map(Arc::new) };
-        let mut actions = agent.on(welcome.clone(), Millis(0));
-        actions.extend(agent.on(welcome, Millis(0)));
-        actions.extend(agent.on(Event::Booted, Millis(0)));
+        let boot_plan = boot_plan.map(Arc::new);
+        let welcome =
+            |stream, role| Event::Welcomed { stream, role, term: term(1), boot_plan: boot_plan.clone() };
+        let mut actions = drive(&mut agent, welcome(SECOND, BalancerRole::Standby), Millis(0));
+        actions.extend(drive(&mut agent, welcome(FIRST, BalancerRole::Leader), Millis(0)));
+        actions.extend(drive(&mut agent, Event::Booted, Millis(0)));
         actions.iter().map(brief).collect::<Vec<_>>().join(", ")
     };
     assert_eq!(boots(None), "term 1, boot 0, persist 0, applied 0");
@@ -289,141 +466,12 @@ fn a_boot_plan_is_checked_and_a_failed_boot_can_be_repeated() {
     let mut agent = agent(None);
     let mut bad = boot();
     bad.layers[0].share[0] += 1;
-    let mut on = |event| agent.on(event, Millis(0)).iter().map(brief).collect::<Vec<_>>().join(", ");
-    let welcome = |plan: Plan| Event::Welcomed { term: term(1), boot_plan: Some(Arc::new(plan)) };
+    let mut on = |event| drive(&mut agent, event, Millis(0)).iter().map(brief).collect::<Vec<_>>().join(", ");
+    let role = BalancerRole::Leader;
+    let welcome =
+        |plan: Plan| Event::Welcomed { stream: FIRST, role, term: term(1), boot_plan: Some(Arc::new(plan)) };
     assert_eq!(on(welcome(bad)), "term 1, invalid_plan 0");
-    assert_eq!(on(welcome(boot())), "boot 0");
+    assert_eq!(on(welcome(boot())), "introduce, boot 0");
     assert_eq!(on(Event::BootFailed { message: "no room".into() }), "worker_fault 0");
-    assert_eq!(on(welcome(boot())), "boot 0");
-}
-
-/// What a random schedule may do next. Terms are relative to the highest seen plus one, so that most are
-/// current and some are stale or new.
-#[derive(Debug, Clone, Copy)]
-enum Step {
-    Connected,
-    Welcome(u64),
-    Prepare(u64, usize),
-    Commit(u64, usize),
-    Abort(u64, usize),
-    /// The oldest unfinished piece of work ends well or badly.
-    Work(bool),
-    Tick,
-}
-
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let order = || (prop_oneof![1 => Just(0u64), 12 => Just(1), 1 => Just(2)], 0usize..6);
-    let step = prop_oneof![
-        1 => Just(Step::Connected),
-        1 => (0u64..3).prop_map(Step::Welcome),
-        6 => order().prop_map(|(t, p)| Step::Prepare(t, p)),
-        6 => order().prop_map(|(t, p)| Step::Commit(t, p)),
-        3 => order().prop_map(|(t, p)| Step::Abort(t, p)),
-        8 => prop::bool::weighted(0.8).prop_map(Step::Work),
-        1 => Just(Step::Tick),
-    ];
-    prop::collection::vec(step, 0..120)
-}
-
-/// The boot plan, two lines of two children each, and a plan from nowhere; each with its base.
-fn plans() -> Vec<(Plan, Plan)> {
-    let (boot, mut left, mut right) = (boot(), boot().child(boot().layers), boot().child(boot().layers));
-    left.layers[0].share = vec![1, 65536, 0, 65536, 65536, 0, 65535, 0, 0, 0, 0, 0];
-    right.layers[0].share = vec![2, 65536, 0, 65536, 65536, 0, 65534, 0, 0, 0, 0, 0];
-    let (left_next, right_next) = (left.child(left.layers.clone()), right.child(right.layers.clone()));
-    let stray = left_next.child(boot.layers.clone()).child(boot.layers.clone());
-    vec![
-        (boot.clone(), boot.clone()),
-        (left.clone(), boot.clone()),
-        (right.clone(), boot.clone()),
-        (left_next, left),
-        (right_next, right.clone()),
-        (stray, right),
-    ]
-}
-
-proptest! {
-    #[test]
-    fn no_schedule_breaks_the_rules(steps in steps(), boots in any::<bool>()) {
-        let plans = plans();
-        let mut agent = agent(boots.then(boot));
-        let (mut persisted_term, mut now) = (Term::default(), 0u64);
-        let (mut work, mut staged_plans) = (std::collections::VecDeque::new(), BTreeMap::new());
-        for step in steps {
-            let relative = |t: u64| (persisted_term.revision + t).saturating_sub(1);
-            let step = match step {
-                Step::Welcome(t) => Step::Welcome(relative(t)),
-                Step::Prepare(t, p) => Step::Prepare(relative(t), p),
-                Step::Commit(t, p) => Step::Commit(relative(t), p),
-                Step::Abort(t, p) => Step::Abort(relative(t), p),
-                other => other,
-            };
-            let command_term = match step {
-                Step::Welcome(t) | Step::Prepare(t, _) | Step::Commit(t, _) | Step::Abort(t, _) => Some(term(t)),
-                _ => None,
-            };
-            let event = match step {
-                Step::Connected => Event::Connected,
-                Step::Welcome(t) => Event::Welcomed { term: term(t), boot_plan: None },
-                Step::Prepare(t, p) => Event::Command(Command::Prepare(prepare(t, &plans[p].0, &plans[p].1))),
-                Step::Commit(t, p) => commit(t, &plans[p].0),
-                Step::Abort(t, p) => abort(t, &plans[p].0),
-                Step::Tick => { now += 60; Event::Tick }
-                Step::Work(good) => match work.pop_front() {
-                    None => continue,
-                    Some(Action::Boot(_)) if good => Event::Booted,
-                    Some(Action::Boot(_)) => Event::BootFailed { message: String::new() },
-                    Some(Action::Stage { attempt, plan, .. }) if good => {
-                        staged_plans.insert(attempt, plan);
-                        Event::Staged { attempt, tally: Tally::default() }
-                    }
-                    Some(Action::Stage { attempt, .. }) => Event::StageFailed {
-                        attempt, code: RefusalCode::SourceUnreachable, message: String::new(),
-                    },
-                    Some(Action::Flip { attempt, .. }) if good => Event::Flipped { attempt, elapsed_us: 0 },
-                    Some(Action::Flip { attempt, .. }) => Event::FlipFailed { attempt, message: String::new() },
-                    Some(other) => unreachable!("{other:?} is no work"),
-                },
-            };
-            let before = agent.applied();
-            let flipped = matches!(event, Event::Flipped { .. });
-            let stale = command_term.is_some_and(|t| t < persisted_term);
-            for action in agent.on(event, Millis(now)) {
-                match &action {
-                    Action::PersistTerm(t) => {
-                        prop_assert!(*t > persisted_term);
-                        persisted_term = *t;
-                        continue;
-                    }
-                    Action::Reply(reply) => {
-                        prop_assert_eq!(reply.term, persisted_term);
-                        prop_assert_eq!(reply.applied, agent.applied());
-                        continue;
-                    }
-                    Action::CloseStream { .. } => { prop_assert!(stale); continue }
-                    Action::PersistPlan(plan) => prop_assert_eq!(Some(id(plan)), agent.applied()),
-                    Action::Unstage { attempt } => {
-                        staged_plans.remove(attempt);
-                        let flips = |w: &Action| matches!(w, Action::Flip { attempt: a, .. } if a == attempt);
-                        prop_assert!(!work.iter().any(flips), "forgets a committed plan");
-                        work.retain(|w| !matches!(w, Action::Stage { attempt: a, .. } if a == attempt));
-                    }
-                    Action::Flip { attempt, plan } => {
-                        prop_assert_eq!(staged_plans.get(attempt), Some(plan), "flips an unprepared plan");
-                    }
-                    Action::Boot(_) => prop_assert!(agent.applied().is_none()),
-                    Action::Stage { .. } => prop_assert!(agent.applied().is_some()),
-                }
-                prop_assert!(!stale, "acts on a lower term: {action:?}");
-                prop_assert!(command_term.is_none_or(|t| t == persisted_term), "acts before persisting");
-                if matches!(action, Action::Boot(_) | Action::Stage { .. } | Action::Flip { .. }) {
-                    work.push_back(action);
-                }
-            }
-            prop_assert!(work.len() <= 1, "one plan under way");
-            let after = agent.applied();
-            prop_assert!(after.map(|p| p.0) >= before.map(|p| p.0), "the applied epoch went down");
-            prop_assert!(before.is_none() || after == before || flipped, "changed without a flip");
-        }
-    }
+    assert_eq!(on(welcome(boot())), "introduce, boot 0");
 }
