@@ -1,5 +1,6 @@
 #![doc = include_str!("README.md")]
 
+mod arrange;
 mod components;
 mod deployment;
 mod fresh;
@@ -22,8 +23,13 @@ mod solve;
 mod solve_tests;
 mod split;
 mod swap;
+mod towards;
+mod without;
 
+pub use arrange::{arrange_step, is_arranged};
 pub use deployment::{Deployment, ExpertLoads, InputError, RankSpec};
 pub use plan_layers::{CurrentSlots, PlanOptions, PlannedLayer, plan_layers, resplit_layers};
 pub use problem::SplitKind;
 pub use solve::{Solved, Target, place, solve};
+pub use towards::{Step, step_towards};
+pub use without::Without;

@@ -58,7 +58,7 @@ pub struct Solved {
 const AIM: f64 = 0.001;
 
 /// The ranks of a unit as the phases see them.
-fn deployment_of(topology: &UnitTopology) -> Arc<Deployment> {
+pub(super) fn deployment_of(topology: &UnitTopology) -> Arc<Deployment> {
     let node_of_rank: Vec<u16> =
         (0..topology.shape().ranks).map(|rank| topology.node_of(Rank(rank)) as u16).collect();
     Arc::new(Deployment::of_unit(topology.shape(), &node_of_rank))

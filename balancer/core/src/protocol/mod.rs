@@ -3,4 +3,5 @@
 
 pub mod agent;
 pub mod membership;
+pub mod reign;
 pub mod unit;

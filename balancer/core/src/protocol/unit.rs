@@ -30,13 +30,16 @@ pub struct Limits {
     pub commit_ms: u64,
     /// Before a node that refused to be rolled forward is asked again.
     pub retry_ms: u64,
+    /// From COMMIT to a node's answer, after which operators are told that its worker may hang.
+    pub hung_ms: u64,
 }
 
 impl Default for Limits {
     /// Prepare: a full rank of 44 MB experts over a 100 GbE NIC takes 2.1 s a slot at 58 layers; a minute
-    /// bounds what any budget should allow. Commit: a table flip waits for one step, far below a second.
+    /// bounds what any budget should allow. Commit: a table flip waits for one step, far below a second. Hung: the
+    /// longest prefill steps are below a second too, and operators are promised to hear of it within five.
     fn default() -> Self {
-        Self { prepare_ms: 60_000, commit_ms: 10_000, retry_ms: 1_000 }
+        Self { prepare_ms: 60_000, commit_ms: 10_000, retry_ms: 1_000, hung_ms: 4_000 }
     }
 }
 
@@ -65,8 +68,10 @@ pub enum Event {
     Forgotten(NodeId),
     /// The control loop wants this plan. Ignored unless [`UnitControl::can_propose`].
     Propose(Arc<Plan>),
-    /// The store accepted the plan as the new head, or found another head.
-    Stored(bool),
+    /// The store accepted the plan as the new head, or did not and never will, for this coded reason.
+    Stored(Result<(), &'static str>),
+    /// Give the plan up, for this coded reason. Ignored unless it is being prepared.
+    GiveUp(&'static str),
     /// A node answered about a plan.
     Answered(NodeId, PlanRef, Answer),
     /// Time has passed.
@@ -112,6 +117,13 @@ pub enum Action {
     },
     /// Every node serves the head.
     Settled(PlanRef),
+    /// The node has not answered COMMIT for long: its worker may hang.
+    Hung {
+        /// The node.
+        node: NodeId,
+        /// The plan it does not apply.
+        plan: PlanRef,
+    },
     /// Close the node's stream: it is silent, or says what cannot be.
     Close {
         /// The node.
@@ -201,6 +213,8 @@ pub struct UnitControl {
     nodes: BTreeMap<NodeId, Standing>,
     phase: Phase,
     limits: Limits,
+    /// Nodes that operators have been told of as hung, until they answer or leave.
+    hung: BTreeSet<NodeId>,
 }
 
 impl UnitControl {
@@ -220,7 +234,7 @@ impl UnitControl {
             assert_eq!(head.parent.as_ref(), Some(id), "the head names its parent");
         }
         let nodes = nodes.into_iter().map(|n| (n, Standing::Away)).collect();
-        Self { head, head_id, parent, nodes, phase: Phase::Steady, limits }
+        Self { head, head_id, parent, nodes, phase: Phase::Steady, limits, hung: BTreeSet::new() }
     }
 
     /// The last committed plan.
@@ -244,6 +258,42 @@ impl UnitControl {
     /// Whether a plan may be proposed: every node serves the head and nothing is under way.
     pub fn can_propose(&self) -> bool {
         self.phase == Phase::Steady && self.nodes.values().all(|s| *s == Standing::Current)
+    }
+
+    /// The plan before the head, as far as it is known.
+    pub fn parent(&self) -> Option<&Arc<Plan>> {
+        self.parent.as_ref().map(|(plan, _)| plan)
+    }
+
+    /// Whether no connected node serves the plan before the head any more.
+    pub fn is_applied(&self) -> bool {
+        let behind = |standing: &Standing| {
+            matches!(standing, Standing::Behind(_) | Standing::RollingPrepare(_) | Standing::RollingCommit(_))
+        };
+        !self.nodes.values().any(behind)
+    }
+
+    /// The plan that is being prepared and can still be given up.
+    pub fn preparing(&self) -> Option<PlanRef> {
+        match &self.phase {
+            Phase::Preparing { id, .. } => Some(*id),
+            Phase::Steady | Phase::Storing { .. } => None,
+        }
+    }
+
+    /// Moves every running time limit: for this long nothing could be commanded.
+    pub fn postpone(&mut self, by_ms: u64) {
+        if let Phase::Preparing { deadline, .. } = &mut self.phase {
+            *deadline = deadline.after(by_ms);
+        }
+        for standing in self.nodes.values_mut() {
+            match standing {
+                Standing::Behind(at) | Standing::RollingPrepare(at) | Standing::RollingCommit(at) => {
+                    *at = at.after(by_ms);
+                }
+                Standing::Away | Standing::Booting | Standing::Current => {}
+            }
+        }
     }
 
     /// What the unit is doing.
@@ -285,6 +335,11 @@ impl UnitControl {
             Event::Forgotten(node) => self.left(&node, true, &mut actions),
             Event::Propose(plan) => self.propose(now, plan, &mut actions),
             Event::Stored(accepted) => self.stored(now, accepted, &mut actions),
+            Event::GiveUp(code) => {
+                if self.preparing().is_some() {
+                    self.abort(code, None, &mut actions);
+                }
+            }
             Event::Answered(node, id, answer) => self.answered(now, &node, id, answer, &mut actions),
             Event::Tick => self.tick(now, &mut actions),
         }
@@ -306,6 +361,7 @@ impl UnitControl {
     }
 
     fn left(&mut self, node: &NodeId, forget: bool, actions: &mut Vec<Action>) {
+        self.hung.remove(node);
         if forget {
             self.nodes.remove(node);
         } else if let Some(standing) = self.nodes.get_mut(node) {
@@ -332,13 +388,13 @@ impl UnitControl {
         self.phase = Phase::Preparing { plan, id, waiting, deadline: now.after(self.limits.prepare_ms) };
     }
 
-    fn stored(&mut self, now: Millis, accepted: bool, actions: &mut Vec<Action>) {
+    fn stored(&mut self, now: Millis, accepted: Result<(), &'static str>, actions: &mut Vec<Action>) {
         let Phase::Storing { plan, id } = std::mem::replace(&mut self.phase, Phase::Steady) else {
             unreachable!("the store is only asked while storing")
         };
-        if !accepted {
+        if let Err(code) = accepted {
             self.send_abort(id, actions);
-            actions.push(Action::Aborted { plan: id, code: "store_conflict".to_owned(), node: None });
+            actions.push(Action::Aborted { plan: id, code: code.to_owned(), node: None });
             return;
         }
         self.parent = Some((std::mem::replace(&mut self.head, plan), self.head_id));
@@ -395,6 +451,7 @@ impl UnitControl {
 
     fn answered_head(&mut self, now: Millis, node: &NodeId, answer: Answer, actions: &mut Vec<Action>) {
         let Some(standing) = self.nodes.get_mut(node) else { return };
+        self.hung.remove(node);
         match (answer, *standing) {
             (_, Standing::Away) => {}
             (Answer::Applied, Standing::Current) => {}
@@ -432,6 +489,11 @@ impl UnitControl {
             };
             if silent {
                 actions.push(Action::Close { node: node.clone(), code: "silent_after_commit" });
+            } else if let Standing::RollingCommit(since) = standing
+                && now.since(*since) >= self.limits.hung_ms
+                && self.hung.insert(node.clone())
+            {
+                actions.push(Action::Hung { node: node.clone(), plan: self.head_id });
             }
         }
         self.roll_forward(now, actions);

@@ -52,6 +52,7 @@ impl Bench {
             Action::Store(plan) => format!("store {}", plan.epoch),
             Action::Aborted { code, .. } => format!("aborted {code}"),
             Action::Settled((epoch, _)) => format!("settled {epoch}"),
+            Action::Hung { node, .. } => format!("hung {node}"),
             Action::Close { node, code } => format!("close {node} {code}"),
         };
         self.control.step(self.now, event).iter().map(word).collect()
@@ -72,7 +73,7 @@ impl Bench {
         self.propose();
         self.answer("a", Answer::Prepared);
         self.answer("b", Answer::Prepared);
-        assert_eq!(self.run(Event::Stored(true)), ["commit a", "commit b"]);
+        assert_eq!(self.run(Event::Stored(Ok(()))), ["commit a", "commit b"]);
     }
 }
 
@@ -84,7 +85,7 @@ fn a_plan_is_stored_when_all_are_prepared_and_settles_when_all_have_applied() {
     assert!(bench.answer("a", Answer::Prepared).is_empty(), "a repeat counts once");
     assert_eq!(bench.answer("b", Answer::Prepared), ["store 1"]);
     assert_eq!(bench.control.head().epoch, Epoch(0), "not before the store says so");
-    assert_eq!(bench.run(Event::Stored(true)), ["commit a", "commit b"]);
+    assert_eq!(bench.run(Event::Stored(Ok(()))), ["commit a", "commit b"]);
     assert!(!bench.control.can_propose());
     assert!(bench.answer("a", Answer::Applied).is_empty());
     assert_eq!(bench.answer("b", Answer::Applied), ["settled 1"]);
@@ -118,7 +119,10 @@ fn another_head_in_the_store_aborts() {
     bench.propose();
     bench.answer("a", Answer::Prepared);
     bench.answer("b", Answer::Prepared);
-    assert_eq!(bench.run(Event::Stored(false)), ["abort a", "abort b", "aborted store_conflict"]);
+    assert_eq!(
+        bench.run(Event::Stored(Err("store_conflict"))),
+        ["abort a", "abort b", "aborted store_conflict"]
+    );
     assert_eq!(bench.control.head().epoch, Epoch(0));
     assert!(bench.control.can_propose());
 }
@@ -161,7 +165,10 @@ fn silence_after_the_commit_closes_the_stream() {
     let mut bench = Bench::new();
     bench.commit();
     bench.answer("a", Answer::Applied);
-    bench.now = bench.now.after(10_000);
+    bench.now = bench.now.after(4_000);
+    assert_eq!(bench.run(Event::Tick), ["hung b"]);
+    assert!(bench.run(Event::Tick).is_empty(), "said once");
+    bench.now = bench.now.after(6_000);
     assert_eq!(bench.run(Event::Tick), ["close b silent_after_commit"]);
 }
 
@@ -213,5 +220,33 @@ fn a_node_that_returns_two_plans_behind_while_a_plan_is_stored_is_cut_off() {
     assert_eq!(bench.answer("b", Answer::Prepared), ["store 2"]);
     // Its state is older than it was: it serves the parent of what is about to become the parent.
     bench.run(Event::Joined(node("b"), Some(boot)));
-    assert_eq!(bench.run(Event::Stored(true)), ["commit a", "close b epoch_unknown"]);
+    assert_eq!(bench.run(Event::Stored(Ok(()))), ["commit a", "close b epoch_unknown"]);
+}
+
+#[test]
+fn a_plan_is_given_up_while_it_is_prepared_and_not_later() {
+    let mut bench = Bench::new();
+    bench.propose();
+    assert_eq!(bench.run(Event::GiveUp("ordered")), ["abort a", "abort b", "aborted ordered"]);
+    assert!(bench.run(Event::GiveUp("ordered")).is_empty(), "nothing is under way");
+    bench.propose();
+    bench.answer("a", Answer::Prepared);
+    bench.answer("b", Answer::Prepared);
+    assert!(bench.run(Event::GiveUp("ordered")).is_empty(), "the store may have it");
+    assert_eq!(bench.run(Event::Stored(Ok(()))), ["commit a", "commit b"]);
+}
+
+#[test]
+fn a_time_in_which_nothing_could_be_commanded_does_not_count() {
+    let mut bench = Bench::new();
+    bench.propose();
+    bench.now = bench.now.after(100_000);
+    bench.control.postpone(100_000);
+    assert!(bench.run(Event::Tick).is_empty());
+    bench.answer("a", Answer::Prepared);
+    bench.answer("b", Answer::Prepared);
+    bench.run(Event::Stored(Ok(())));
+    bench.now = bench.now.after(100_000);
+    bench.control.postpone(100_000);
+    assert!(bench.run(Event::Tick).is_empty());
 }
