@@ -444,9 +444,24 @@ impl UnitControl {
             return;
         }
         if id == self.head_id {
-            self.answered_head(now, node, answer, actions);
+            return self.answered_head(now, node, answer, actions);
+        }
+        if answer == Answer::Applied {
+            self.booted_with_another(now, node, id, actions);
         }
         // Anything else is about a plan that was given up: the node has been told so.
+    }
+
+    /// The head has changed while the node booted with the one before.
+    fn booted_with_another(&mut self, now: Millis, node: &NodeId, id: PlanRef, actions: &mut Vec<Action>) {
+        let Some(standing @ Standing::Booting) = self.nodes.get_mut(node) else { return };
+        if self.parent.as_ref().is_some_and(|(_, parent)| *parent == id) {
+            *standing = Standing::Behind(now);
+            self.roll_forward(now, actions);
+        } else {
+            *standing = Standing::Away;
+            actions.push(Action::Close { node: node.clone(), code: "epoch_unknown" });
+        }
     }
 
     fn answered_head(&mut self, now: Millis, node: &NodeId, answer: Answer, actions: &mut Vec<Action>) {
