@@ -86,7 +86,7 @@ impl Reign {
         }
         self.nodes.insert(node, stream);
         self.streams.insert(stream, entry);
-        self.welcome(stream);
+        self.welcome(now, stream);
         self.join(now, stream);
     }
 
@@ -172,14 +172,21 @@ impl Reign {
         Ok(())
     }
 
-    fn welcome(&mut self, stream: StreamId) {
+    /// To a node without weights a leader's Welcome is an order: boot with this plan. A leader that may not command may not
+    /// know of a newer one.
+    fn welcome(&mut self, now: Now, stream: StreamId) {
         let entry = &self.streams[&stream];
         let head = self.units.get(&entry.unit).and_then(Unit::head);
         let boot_plan = head.filter(|_| entry.applied.is_none()).cloned();
         let role = if self.lead.is_some() { Role::Leader } else { Role::Standby };
         let boot_plan = boot_plan.filter(|_| role == Role::Leader);
+        let orders = role == Role::Leader && entry.applied.is_none();
         let message = Message::Welcome { role, term: self.last_term, boot_plan };
-        self.out.push(Action::Send { stream, message });
+        if orders && !self.commands_at(now.at) {
+            self.held.push_back((stream, message));
+        } else {
+            self.out.push(Action::Send { stream, message });
+        }
     }
 
     /// Role or term have changed: whatever the agent said before is of the past.
@@ -188,7 +195,7 @@ impl Reign {
         entry.joined = false;
         entry.welcomed = now.at;
         if entry.reintroduces {
-            self.welcome(stream);
+            self.welcome(now, stream);
         } else {
             self.drop_stream(now, stream, "leader_changed", true);
         }
