@@ -7,7 +7,7 @@ use crate::experts::{arrange_step, step_towards};
 use crate::ids::{NodeId, UnitId};
 use crate::plan::Plan;
 use crate::protocol::unit::PlanRef;
-use crate::records::{AuditId, AuditRecord, Change, Key, Pause, PlanName, Record, RequestRecord};
+use crate::records::{AuditId, AuditRecord, Change, Key, Pause, PlanName, Record, RequestRecord, Revision};
 use crate::units::Millis;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -148,12 +148,13 @@ impl Reign {
     }
 
     /// A step of a rollback is the head. The first one has carried out the order.
-    pub(super) fn rollback_committed(&mut self, id: &UnitId) {
+    pub(super) fn rollback_committed(&mut self, id: &UnitId, revision: Revision) {
         let unit = self.units.get_mut(id).expect("looked up by the caller");
         let Some(rollback) = &mut unit.rollback else { return };
         let Some(order) = rollback.order.take() else { return };
-        unit.holds.pause = Some(rollback.pause.clone());
+        let pause = rollback.pause.clone();
         let answer = Answer { audit: rollback.audit, text: rollback.text.clone(), repeated: false };
+        unit.paused_at(revision, Some(pause));
         self.out.push(Action::Answer { ticket: order.ticket, answer: Ok(answer) });
         self.notice(super::Notice::Held(id.clone()));
     }

@@ -6,7 +6,7 @@ use crate::experts::{is_arranged, step_towards};
 use crate::ids::{Epoch, ExpertId, NodeId, Rank, UnitId};
 use crate::invariants;
 use crate::plan::{LayerPlan, Plan};
-use crate::records::{Change, Key, Pause, Pin, Record};
+use crate::records::{Change, Key, Pause, Pin, Record, Revision};
 use crate::topology::UnitShape;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -211,13 +211,13 @@ impl Reign {
     }
 
     /// The order stands in the store.
-    pub(super) fn take_effect(&mut self, now: Now, feasible: Feasible) {
+    pub(super) fn take_effect(&mut self, now: Now, feasible: Feasible, revision: Revision) {
         let Feasible { unit: id, effect, .. } = feasible;
         let Some(unit) = self.units.get_mut(&id) else { return };
         match effect {
-            Effect::Pause(pause) => unit.holds.pause = Some(pause),
+            Effect::Pause(pause) => unit.paused_at(revision, Some(pause)),
             Effect::Resume => {
-                unit.holds.pause = None;
+                unit.paused_at(revision, None);
                 // An operator who resumes wants what the solver makes, not the older plan.
                 unit.rollback = unit.rollback.take().filter(|rollback| rollback.order.is_some());
                 self.forget_loss(&id);

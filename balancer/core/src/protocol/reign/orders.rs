@@ -200,14 +200,14 @@ impl Reign {
         match step {
             Step::Call(call) => self.call_order(call),
             Step::Wait => {}
-            Step::Made(_) => {
+            Step::Made(revision) => {
                 let pending = self.orders.queue.front().expect("an order is worked on");
                 let State::Writing { feasible, audit, .. } = pending.state.clone() else {
                     unreachable!("only an order that is written is made")
                 };
                 let answer = Answer { audit: Some(audit), text: feasible.text.clone(), repeated: false };
                 self.end_order(Ok(answer));
-                self.take_effect(now, feasible);
+                self.take_effect(now, feasible, revision);
             }
             Step::Lost(Loss::Refused) => self.end_order(Err(OrderError::Refused)),
             Step::Lost(Loss::Trouble(trouble)) => self.end_order(Err(OrderError::Store(describe(trouble)))),

@@ -231,7 +231,7 @@ impl Reign {
         if let Some(formed) = unit.formed_mut() {
             formed.head_modified = revision;
             if rolls_back {
-                self.rollback_committed(id);
+                self.rollback_committed(id, revision);
             }
             self.notice(Notice::Committed { unit: id.clone(), name });
             return self.drive(now, id, unit::Event::Stored(Ok(())));

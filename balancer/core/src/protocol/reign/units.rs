@@ -6,7 +6,7 @@ use crate::ids::{NodeId, Rank, Term, UnitId};
 use crate::plan::Plan;
 use crate::protocol::membership::{Claim, Membership};
 use crate::protocol::unit::{Limits, PlanRef, UnitControl};
-use crate::records::{Change, Key, Opaque, PlanName, Record, Revision, UnitRecord};
+use crate::records::{Change, Key, Opaque, Pause, PlanName, Record, Revision, UnitRecord};
 use crate::topology::UnitTopology;
 use crate::units::Millis;
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,6 +53,8 @@ pub struct Unit {
     /// Nodes that have said in this term what they serve.
     pub(super) present: BTreeMap<NodeId, StreamId>,
     pub(super) holds: Holds,
+    /// The transaction of this term that last set or lifted the pause.
+    pub(super) pause_at: Revision,
     formed: Option<Formed>,
     limits: Limits,
     /// What the shell was asked to write down.
@@ -126,6 +128,7 @@ impl Unit {
             membership,
             present: BTreeMap::new(),
             holds,
+            pause_at: Revision(0),
             formed: None,
             limits,
             drafted: None,
@@ -192,6 +195,13 @@ impl Unit {
     /// The last committed plan.
     pub fn head(&self) -> Option<&Arc<Plan>> {
         self.formed.as_ref().map(|formed| formed.control.head())
+    }
+
+    /// Takes a pause as a transaction left it. Answers of the store do not come in the order of its transactions.
+    pub(super) fn paused_at(&mut self, revision: Revision, pause: Option<Pause>) {
+        if revision > self.pause_at {
+            (self.pause_at, self.holds.pause) = (revision, pause);
+        }
     }
 
     /// Whether an operator's pause stands at this Unix time.
