@@ -47,9 +47,11 @@ impl Reign {
             return;
         }
         let unit = self.units.get_mut(&id).expect("looked up above");
+        let complete = unit.membership.topology().is_ok();
         let proposal = Proposal { plan: Arc::clone(&plan), id: plan_ref, account, chunks, rolls_back };
         let Some(formed) = unit.formed() else {
-            if drafted && unit.storing.is_none() {
+            // A node may have left while the plan was written down.
+            if drafted && unit.storing.is_none() && complete {
                 unit.proposal = Some(proposal);
                 self.store_plan(now, &id);
             }

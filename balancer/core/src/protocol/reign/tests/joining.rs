@@ -113,3 +113,18 @@ fn a_repeated_hello_disturbs_nothing() {
     let hello = bench.hello("a", Some(&boot()));
     assert!(bench.does(Event::Hello { stream: StreamId(1), hello }).is_empty());
 }
+
+#[test]
+fn a_node_that_leaves_while_the_boot_plan_is_written_down_keeps_the_unit_from_forming() {
+    let mut bench = Bench::standby();
+    bench.drafts = false;
+    bench.lead();
+    bench.join("a", Some(&boot()));
+    bench.join("b", Some(&boot()));
+    assert_eq!(bench.take(), ["leader a", "leader b", "draft 0"]);
+    bench.run(Event::Closed(StreamId(2)));
+    assert!(bench.propose(&boot()).is_empty());
+    bench.drafts = true;
+    bench.join("b", Some(&boot()));
+    assert_eq!(bench.take(), ["leader b", "draft 0", "write", "committed 0", "settled 0"]);
+}
