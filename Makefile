@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-rust test-page test-chart test-foreign test-kernels lint build-demo bench-experts bench-requests gpu-bundle gpu-test gpu-bench
+.PHONY: help demo test test-rust test-page test-chart test-foreign test-kernels lint build-demo bench-experts bench-requests bench-failover gpu-bundle gpu-test gpu-bench
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -ts '	'
@@ -47,6 +47,11 @@ bench-experts: ## Expert placement: every planner on the same loads in one run
 
 bench-requests: ## Request routing: every policy on the same arrivals in one run
 	cargo run --release --locked -p evenkeel-simulate --example bench_requests -- $(BENCH_ARGS)
+
+bench-failover: ## kill -9 of the leader to the first accepted write: three balancers, three members of etcd, 100 kills
+	tests/setup/etcd >/dev/null
+	cargo build --locked --release -p evenkeel -p evenkeel-agent --bins
+	EVENKEEL_KILLS=$${EVENKEEL_KILLS:-100} cargo test --release --locked -p evenkeel-tests --test leader -- --exact --nocapture a_killed_leader_is_followed_before_its_lease_ends
 
 gpu-bundle: ## A folder that tests and measures the kernels on a machine with a GPU, without a toolchain
 	kernels/gpu/bundle

@@ -4,9 +4,10 @@ use prost::Message as _;
 use std::error::Error;
 use std::path::PathBuf;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "evenkeel/v1/plan.proto",
     "evenkeel/v1/agent.proto",
+    "evenkeel/v1/peer.proto",
     "evenkeel/v1/simulated.proto",
     "evenkeel/v1/routing.proto",
     "evenkeel/v1/admin.proto",

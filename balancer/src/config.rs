@@ -1,6 +1,9 @@
 //! The balancer's configuration: one structure, one way in. Precedence: flag, then EVENKEEL_* variable, then
 //! file, then default. Flags and variables arrive together from the command line as [`Overrides`].
 
+use crate::election::ElectionSettings;
+use crate::records::StoreSettings;
+use crate::records::settings::{SettingError, StoreKind};
 use evenkeel_core::policy::{ExpertPolicy, HistoryPolicy, RoutingPolicy, SplitFor};
 use evenkeel_core::prefix::PrefixPolicy;
 use evenkeel_core::routing::{Router, TenantId};
@@ -26,8 +29,19 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// Prometheus metrics and the page.
     pub metrics_listen: SocketAddr,
-    /// Directory of the store.
+    /// Directory of the embedded store.
     pub state_dir: PathBuf,
+    /// Which store.
+    pub store: StoreSettings,
+    /// Name of this balancer, unique among those that share the store; empty: the host's.
+    pub balancer_name: String,
+    /// host:port at which agents and other balancers reach this one; empty: `agents_listen`.
+    pub advertise: String,
+    /// host:port at which operators reach this one, named by the others; empty: the host of `advertise` with the port of
+    /// `admin_listen`.
+    pub advertise_admin: String,
+    /// Who leads.
+    pub election: Election,
     /// Plaintext is allowed on addresses that are not loopback: for closed networks.
     pub insecure_plaintext: bool,
     /// Certificates. With them TLS is on for every port; without them every port must be on loopback.
@@ -50,6 +64,20 @@ pub struct Tls {
     pub certificate: PathBuf,
     /// Its private key (PEM); empty: not set.
     pub key: PathBuf,
+}
+
+/// Who leads, when several balancers share a store.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Election {
+    /// Time of the leader's lease, in milliseconds: how long a leader that is cut off is waited for.
+    pub ttl_ms: u64,
+}
+
+impl Default for Election {
+    fn default() -> Self {
+        Self { ttl_ms: evenkeel_core::protocol::election::Settings::TTL_MS }
+    }
 }
 
 /// The control loop's pace and limits.
@@ -155,6 +183,11 @@ impl Default for Config {
             admin_listen: any(7401),
             metrics_listen: any(7402),
             state_dir: PathBuf::from("/var/lib/evenkeel"),
+            store: StoreSettings::default(),
+            balancer_name: String::new(),
+            advertise: String::new(),
+            advertise_admin: String::new(),
+            election: Election::default(),
             insecure_plaintext: false,
             tls: Tls::default(),
             control: Control::default(),
@@ -242,6 +275,27 @@ impl Config {
     }
 }
 
+impl Config {
+    /// What this balancer is called and where it is reached, once its ports are bound.
+    pub fn identity(&self, agents: SocketAddr, admin: SocketAddr) -> ElectionSettings {
+        let or = |value: &str, default: String| if value.is_empty() { default } else { value.to_owned() };
+        let address = or(&self.advertise, agents.to_string());
+        let host = address.rsplit_once(':').map_or("", |(host, _)| host);
+        let admin_address = or(&self.advertise_admin, format!("{host}:{}", admin.port()));
+        let name = or(&self.balancer_name, host_name());
+        ElectionSettings { name, address, admin_address, ttl_ms: self.election.ttl_ms }
+    }
+}
+
+/// The host's name in the form of a name of ours.
+fn host_name() -> String {
+    let found = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let name: String = found.trim().chars().map(plain).take(evenkeel_core::ids::NAME_LENGTH_MAX).collect();
+    let name = name.trim_matches('-');
+    if name.is_empty() { "balancer".to_owned() } else { name.to_owned() }
+}
+
 impl Routing {
     /// The policy for the routers.
     pub fn policy(&self) -> RoutingPolicy {
@@ -310,6 +364,10 @@ pub struct Overrides {
     pub metrics_listen: Option<SocketAddr>,
     /// See [`Config::state_dir`].
     pub state_dir: Option<PathBuf>,
+    /// See [`Config::balancer_name`].
+    pub balancer_name: Option<String>,
+    /// See [`Config::advertise`].
+    pub advertise: Option<String>,
     /// See [`Config::tls`] and [`Config::insecure_plaintext`].
     pub security: SecuritySettings,
 }
@@ -349,6 +407,9 @@ pub enum ConfigError {
         /// The core's words: field, value and range.
         reason: String,
     },
+    /// A value of the section `store` that cannot be used.
+    #[error("configuration: {0}")]
+    Store(#[from] SettingError),
     /// A value outside its range.
     #[error("configuration: {key} is {value}: must be {range}")]
     OutOfRange {
@@ -368,6 +429,7 @@ impl ConfigError {
             ConfigError::Unreadable { .. } => "config_unreadable",
             ConfigError::Malformed { .. } => "config_malformed",
             ConfigError::UnknownKey { .. } => "config_unknown_key",
+            ConfigError::Store(error) => error.code(),
             ConfigError::Routing { .. } | ConfigError::OutOfRange { .. } => "config_out_of_range",
         }
     }
@@ -381,12 +443,23 @@ pub fn load(named: Option<&Path>, overrides: Overrides) -> Result<Config, Config
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && named.is_none() => Config::default(),
         Err(source) => return Err(ConfigError::Unreadable { path: path.display().to_string(), source }),
     };
-    let Overrides { cluster, agents_listen, admin_listen, metrics_listen, state_dir, security } = overrides;
+    let Overrides {
+        cluster,
+        agents_listen,
+        admin_listen,
+        metrics_listen,
+        state_dir,
+        balancer_name,
+        advertise,
+        security,
+    } = overrides;
     config.cluster = cluster.unwrap_or(config.cluster);
     config.agents_listen = agents_listen.unwrap_or(config.agents_listen);
     config.admin_listen = admin_listen.unwrap_or(config.admin_listen);
     config.metrics_listen = metrics_listen.unwrap_or(config.metrics_listen);
     config.state_dir = state_dir.unwrap_or(config.state_dir);
+    config.balancer_name = balancer_name.unwrap_or(config.balancer_name);
+    config.advertise = advertise.unwrap_or(config.advertise);
     config.tls.ca = security.ca.unwrap_or(config.tls.ca);
     config.tls.certificate = security.certificate.unwrap_or(config.tls.certificate);
     config.tls.key = security.key.unwrap_or(config.tls.key);
@@ -424,6 +497,17 @@ fn unknown_key(table: &toml::Table, known: &toml::Table, prefix: &str) -> Option
     })
 }
 
+/// Whether it has the form of a host and a port that can be connected to.
+fn is_reachable(address: &str) -> bool {
+    let Some((host, port)) = address.rsplit_once(':') else { return false };
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
+    let anywhere = matches!(host, "" | "0.0.0.0" | "[::]");
+    host.len() <= 253
+        && !anywhere
+        && host.bytes().all(plain)
+        && port.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
 fn validate(config: &Config) -> Result<(), ConfigError> {
     let check = |key, ok: bool, value: String, range| {
         if ok { Ok(()) } else { Err(ConfigError::OutOfRange { key, value, range }) }
@@ -431,6 +515,27 @@ fn validate(config: &Config) -> Result<(), ConfigError> {
     let Control { window_steps, report_interval_ms, ping_interval_ms, silence_limit_ms, .. } = config.control;
     let name = evenkeel_core::ids::UnitId::new(config.cluster.as_str()).is_ok();
     check("cluster", name, format!("{:?}", config.cluster), "1 to 63 characters a-z, 0-9 and '-'")?;
+    let named = config.balancer_name.is_empty()
+        || evenkeel_core::ids::NodeId::new(config.balancer_name.as_str()).is_ok();
+    let range = "1 to 63 characters a-z, 0-9 and '-'; empty: the host's name";
+    check("balancer_name", named, format!("{:?}", config.balancer_name), range)?;
+    for (key, address) in [("advertise", &config.advertise), ("advertise_admin", &config.advertise_admin)] {
+        check(
+            key,
+            address.is_empty() || is_reachable(address),
+            format!("{address:?}"),
+            "HOST:PORT, as others reach it",
+        )?;
+    }
+    config.store.validate(config.insecure_plaintext)?;
+    if config.store.kind == StoreKind::Etcd && config.advertise.is_empty() {
+        let listen = config.agents_listen;
+        let range = "an address that others reach, or advertise must be set, when the store is shared";
+        check("agents_listen", !listen.ip().is_unspecified(), listen.to_string(), range)?;
+    }
+    let ttl = config.election.ttl_ms;
+    let whole = (2_000..=60_000).contains(&ttl) && ttl % 1_000 == 0;
+    check("election.ttl_ms", whole, ttl.to_string(), "whole seconds, 2000 to 60000")?;
     check("control.window_steps", window_steps > 0, window_steps.to_string(), "at least 1")?;
     let report = (10..=60_000).contains(&report_interval_ms);
     check("control.report_interval_ms", report, report_interval_ms.to_string(), "10 to 60000")?;
@@ -554,6 +659,41 @@ mod tests {
             "cluster = \"A b\"",
             Err("configuration: cluster is \"A b\": must be 1 to 63 characters a-z, 0-9 and '-'"),
         );
+    }
+
+    #[test]
+    fn what_a_balancer_is_called_has_a_form() {
+        for text in [
+            "balancer_name = \"b-1\"\nadvertise = \"b-1.balancers:7400\"",
+            "advertise = \"[fd00::1]:7400\"",
+            "[election]\nttl_ms = 3000",
+        ] {
+            check(text, Ok(()));
+        }
+        let message = "configuration: balancer_name is \"B 1\": must be 1 to 63 characters a-z, 0-9 and '-'; empty: the host's name";
+        check("balancer_name = \"B 1\"", Err(message));
+        let message = "configuration: advertise is \"0.0.0.0:7400\": must be HOST:PORT, as others reach it";
+        check("advertise = \"0.0.0.0:7400\"", Err(message));
+        let etcd = "agents_listen = \"0.0.0.0:7400\"\n[store]\nkind = \"etcd\"\nendpoints = [\"http://127.0.0.1:2379\"]";
+        let message = "configuration: agents_listen is 0.0.0.0:7400: must be an address that others reach, or advertise must be set, when the store is shared";
+        check(etcd, Err(message));
+        check(&format!("advertise = \"b-1:7400\"\n{etcd}"), Ok(()));
+        let message = "configuration: election.ttl_ms is 2500: must be whole seconds, 2000 to 60000";
+        check("[election]\nttl_ms = 2500", Err(message));
+    }
+
+    #[test]
+    fn a_balancer_is_reached_where_it_listens_unless_it_says_otherwise() {
+        let address = |text: &str| text.parse().expect("an address");
+        let (agents, admin) = (address("127.0.0.1:7400"), address("0.0.0.0:7401"));
+        let found = Config::default().identity(agents, admin);
+        assert_eq!(
+            (found.address.as_str(), found.admin_address.as_str()),
+            ("127.0.0.1:7400", "127.0.0.1:7401")
+        );
+        assert!(evenkeel_core::ids::NodeId::new(found.name).is_ok());
+        let config = Config { advertise: "b:1".to_owned(), ..Config::default() };
+        assert_eq!(config.identity(agents, admin).admin_address, "b:7401");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The metrics port: Prometheus text, probes, the page, and the JSON that the page reads.
 
+use crate::election::ElectionHandle;
 use crate::grpc::admin::Admin;
 use crate::page;
 use crate::serve::{ServeError, until_stopped};
@@ -21,6 +22,7 @@ use tokio::sync::watch;
 struct Http {
     recorder: PrometheusHandle,
     admin: Admin,
+    election: ElectionHandle,
 }
 
 /// Serves until stopped.
@@ -28,6 +30,7 @@ pub(crate) async fn serve(
     port: Incoming,
     recorder: PrometheusHandle,
     admin: Admin,
+    election: ElectionHandle,
     observer: Arc<dyn Observer>,
     stopped: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
@@ -43,7 +46,7 @@ pub(crate) async fn serve(
         // Probes show nothing of the cluster, and a kubelet has no certificate.
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .with_state(Http { recorder, admin });
+        .with_state(Http { recorder, admin, election });
     axum::serve(port, app.into_make_service_with_connect_info::<PeerInfo>())
         .with_graceful_shutdown(until_stopped(stopped))
         .await
@@ -61,8 +64,13 @@ async fn metrics(State(http): State<Http>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], http.recorder.render()).into_response()
 }
 
-/// Ready when the control loop answers.
+/// Ready when the control loop answers and the store has said who leads. A store that is away later makes nothing unready:
+/// what is served then is served as well as by any other balancer.
 async fn ready(State(http): State<Http>) -> Response {
+    if !http.election.view().synced {
+        let text = "not_synced: the store has not said yet who leads\n";
+        return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+    }
     match http.admin.status().await {
         Ok(_) => "ready\n".into_response(),
         Err(status) => (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", status.message())).into_response(),

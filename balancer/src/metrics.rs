@@ -52,8 +52,17 @@ metrics! {
     gauge RANK_REPORTS_DROPPED = "evenkeel_rank_reports_dropped", Count, "Rank reports not used since the unit formed, by reason: stale (repeated or older), foreign (they name a dispatch of another router).";
     gauge PREFIX_EVENTS = "evenkeel_prefix_events", Count, "KV events of a prefill unit since it formed, by outcome: applied, unknown_parent, stale, gap (a rank was forgotten), evicted_block.";
     gauge HELD_PROMPTS = "evenkeel_held_prompts", Count, "Prompts held centrally until the next cohort.";
+    gauge MASS_LOSS = "evenkeel_mass_loss", Count, "1 while no plan is made because many nodes of a unit, or of all units (unit \"all\"), were lost at once.";
+    counter WORKERS_HUNG = "evenkeel_workers_hung_total", Count, "Nodes that did not apply a committed plan for seconds: their workers may hang.";
     gauge AGENTS = "evenkeel_agents", Count, "Agents of a unit, by state: connected or away.";
     gauge LEADER = "evenkeel_leader", Count, "1 while this balancer commands.";
+    gauge FROZEN = "evenkeel_frozen", Count, "1 while this balancer leads but the store has not confirmed that in time: it commands nothing.";
+    gauge STORE_NOT_ADOPTED = "evenkeel_store_not_adopted", Count, "1 while this balancer would lead but the store's revisions began again: `evenkeel leader adopt` is needed.";
+    gauge TERM = "evenkeel_leader_term", Count, "Last term in which this balancer led, by part: generation, revision.";
+    gauge STANDBYS = "evenkeel_standbys", Count, "Balancers that stand by and are connected to this one.";
+    counter ELECTIONS = "evenkeel_elections_total", Count, "Terms that this balancer began, by cause: vacant (nobody led), lease_ended, assisted (the leader was seen to die), handed_over, adopted.";
+    counter REIGNS_ENDED = "evenkeel_reigns_ended_total", Count, "Terms of this balancer that are over, by reason: lease_ended, lost, store_restored, handed_over, stopped, adopted.";
+    histogram HANDOVER_SECONDS = "evenkeel_handover_seconds", Seconds, "From the first sign that the leader goes to the term of this balancer, by cause.";
     histogram STORE_SECONDS = "evenkeel_store_seconds", Seconds, "Time of a store operation, by operation and outcome: ok, refused, or the code of its error.";
     counter WATCH_RESTARTS = "evenkeel_watch_restarts_total", Count, "Watches of the store that began again, by reason: broken (no answer), or lost (changes were compacted, or the store is another one).";
     counter AUTH_FAILURES = "evenkeel_auth_failures_total", Count, "Connections and calls refused for who their caller is or did not show, by code.";

@@ -3,15 +3,17 @@
 use crate::config::Config;
 use crate::control_loop::{ControlLoop, EVENTS_MAX, Event, Query};
 use crate::decision_log::{Recorder, RecorderError};
+use crate::election::{Election, Peers};
 use crate::grpc::admin::Admin;
 use crate::grpc::agents::Agents;
 use crate::grpc::routing::Routing;
+use crate::records::settings::OpenError;
+use crate::records::{self, Store};
 use crate::routing::Routers;
-use crate::store::embedded::EmbeddedStore;
-use crate::store::{Store, StoreError};
 use crate::{grpc, http, metrics, security};
 use evenkeel_proto::v1::admin_service_server::AdminServiceServer;
 use evenkeel_proto::v1::agent_service_server::AgentServiceServer;
+use evenkeel_proto::v1::peer_service_server::PeerServiceServer;
 use evenkeel_proto::v1::routing_service_server::RoutingServiceServer;
 use evenkeel_proto::{DESCRIPTOR_SET, MESSAGE_BYTES_MAX};
 use evenkeel_transport::authorise::Authorise;
@@ -45,7 +47,7 @@ pub enum ServeError {
     Security(#[from] Fault),
     /// The store cannot be used.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(#[from] OpenError),
     /// Requests cannot be recorded.
     #[error(transparent)]
     Recorder(#[from] RecorderError),
@@ -104,6 +106,7 @@ pub async fn serve(
     let local = |l: &TcpListener| l.local_addr().expect("a bound listener has an address");
     let bound =
         Bound { agents: local(&agents_port), admin: local(&admin_port), metrics: local(&metrics_port) };
+    let identity = config.identity(bound.agents, bound.admin);
     let recorder = metrics::install().map_err(|e| ServeError::Metrics(e.to_string()))?;
     let observer = security::observe(&security);
     let listen = |listener, port| {
@@ -114,35 +117,53 @@ pub async fn serve(
     let agents_port = listen(agents_port, Port::Agents);
     let admin_port = listen(admin_port, Port::Admin);
     let metrics_port = listen(metrics_port, Port::Metrics);
-    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&config.state_dir)?);
+    let store: Arc<dyn Store> =
+        records::open(&config.store, &config.state_dir, &config.cluster, config.insecure_plaintext)?;
     let (events, queue) = mpsc::channel(EVENTS_MAX);
     let recording = !config.routing.record.as_os_str().is_empty();
     let recording = recording.then(|| Recorder::begin(&config.routing)).transpose()?;
     let (decisions, recorder_thread) = recording.unzip();
     let routers = Arc::new(Routers::new(config.routing.policy(), decisions));
-    let control = ControlLoop::new(config, Arc::clone(&store), Arc::clone(&routers), events.clone())?;
-    let admin = Admin::new(events.clone(), store);
+    let (standing, election) = Election::start(Arc::clone(&store), identity, security.clone());
+    let prepare_timeout = Duration::from_millis(config.control.prepare_timeout_ms);
+    let control = ControlLoop::new(
+        config,
+        Arc::clone(&store),
+        Arc::clone(&routers),
+        events.clone(),
+        standing,
+        election.clone(),
+    );
+    let admin = Admin::new(events.clone(), store, election.clone(), prepare_timeout);
 
     let (stopping, stopped) = watch::channel(false);
     let mut loop_task = tokio::spawn(control.run(queue));
     let mut servers = tokio::task::JoinSet::new();
     let (gate, agents) = (Authorise::new(observer.clone()), Agents::new(events.clone(), observer.clone()));
-    servers.spawn(serve_agents(agents_port, gate.clone(), agents, stopped.clone()));
+    servers.spawn(serve_agents(agents_port, gate.clone(), agents, election.peers(), stopped.clone()));
     servers.spawn(serve_admin(admin_port, gate, admin.clone(), Routing::new(routers), stopped.clone()));
-    servers.spawn(http::serve(metrics_port, recorder, admin, observer.clone(), stopped.clone()));
+    servers.spawn(http::serve(
+        metrics_port,
+        recorder,
+        admin,
+        election.clone(),
+        observer.clone(),
+        stopped.clone(),
+    ));
     servers.spawn(watch_certificates(security, observer, stopped));
     ready(&bound);
 
     let outcome = tokio::select! {
         () = stop => Ok(()),
         ended = &mut loop_task => Err(match ended {
-            Ok(Ok(())) => ServeError::ControlLoop("without being told to".to_owned()),
-            Ok(Err(e)) => e.into(),
+            Ok(()) => ServeError::ControlLoop("without being told to".to_owned()),
             Err(panic) => ServeError::ControlLoop(panic.to_string()),
         }),
         Some(ended) = servers.join_next() => Err(server_error(ended)),
     };
     tracing::info!("stopping");
+    // First, so that a standby leads while this process still ends its streams.
+    election.stop().await;
     if outcome.is_ok() {
         let (done, stopped) = oneshot::channel();
         // The drop of the loop ends the agents' streams, and they keep serving their last plan.
@@ -199,6 +220,7 @@ async fn serve_agents(
     port: Incoming,
     gate: Authorise,
     agents: Agents,
+    peers: Peers,
     stopped: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
     let service = AgentServiceServer::new(agents)
@@ -207,6 +229,7 @@ async fn serve_agents(
     grpc::server()
         .layer(gate)
         .add_service(service)
+        .add_service(PeerServiceServer::new(peers))
         .serve_with_incoming_shutdown(port, until_stopped(stopped))
         .await
         .map_err(|e| ServeError::Server { what: "agents", reason: e.to_string() })

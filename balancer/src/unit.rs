@@ -1,59 +1,74 @@
 //! What the balancer knows of one unit, and the pure steps from its telemetry to its next plan.
 
+use crate::draft::{self, Drafted};
 use crate::push::PreparedCache;
 use crate::telemetry::{CleanWindow, WindowAssembler};
-use evenkeel_core::experts::{self, Solved, Target};
-use evenkeel_core::ids::{NodeId, Rank, UnitId};
+use evenkeel_core::experts::{self, Solved, Target, Without};
+use evenkeel_core::ids::{Epoch, Rank, UnitId};
 use evenkeel_core::load_history::LoadHistory;
 use evenkeel_core::plan::{LayerPlan, Plan, max_over_mean};
 use evenkeel_core::policy::{ExpertPolicy, HistoryPolicy};
-use evenkeel_core::protocol::membership::Membership;
-use evenkeel_core::protocol::unit::{Activity, PlanRef, UnitControl};
+use evenkeel_core::protocol::unit::PlanRef;
+use evenkeel_core::records::Pin;
+use evenkeel_core::report::{Decision, KeepReason};
 use evenkeel_core::snapshot::{Forecast, LoadTable, Snapshot, Window};
-use evenkeel_core::topology::UnitTopology;
+use evenkeel_core::topology::{UnitShape, UnitTopology};
 use evenkeel_core::units::Millis;
 use evenkeel_proto::v1;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// Identifies one stream of one agent.
-pub type StreamId = u64;
-
-/// A connected node.
-#[derive(Debug, Clone)]
-pub struct Presence {
-    /// Its stream.
-    pub stream: StreamId,
-    /// The plan it serves, as it last said.
-    pub applied: Option<PlanRef>,
-    /// Where its experts can be fetched.
-    pub transfer_address: String,
-}
-
-/// A unit: forming until every rank has a node and every node serves the boot plan, formed ever after.
+/// What the balancer knows of a unit beside what [`evenkeel_core::protocol::reign`] decides: what its ranks report, and what
+/// has been made of it. Kept by a standby too, so that it leads from warm windows.
 pub struct Unit {
     /// Its name.
     pub id: UnitId,
-    /// Who belongs to it.
-    pub membership: Membership,
-    /// Who is connected.
-    pub present: BTreeMap<NodeId, Presence>,
     /// What each rank last said of itself.
     pub gauges: BTreeMap<Rank, v1::RankGauges>,
-    /// Set by an operator: no new plan is made.
-    pub paused: bool,
     /// What the last window led to, for people.
     pub last_decision: String,
     /// Present once the first plan is committed.
     pub formed: Option<Formed>,
 }
 
+/// The last committed plan of a unit and the one before.
+#[derive(Debug, Clone)]
+pub struct Plans {
+    /// The last committed plan.
+    pub head: Arc<Plan>,
+    /// Its epoch and digest.
+    pub head_id: PlanRef,
+    /// The plan before, as far as it is known.
+    pub parent: Option<Arc<Plan>>,
+}
+
+impl Plans {
+    /// `parent` is the plan before `head`.
+    pub fn new(head: Arc<Plan>, parent: Option<Arc<Plan>>) -> Self {
+        Self { head_id: (head.epoch, head.digest()), head, parent }
+    }
+
+    /// The one of the two with this epoch.
+    pub fn of(&self, epoch: Epoch) -> Option<&Arc<Plan>> {
+        [Some(&self.head), self.parent.as_ref()].into_iter().flatten().find(|plan| plan.epoch == epoch)
+    }
+}
+
+/// What operators hold of a unit, as far as a solve has to keep it.
+#[derive(Debug, Clone, Default)]
+pub struct Kept {
+    /// Ranks that are empty and stay so.
+    pub drained: BTreeSet<Rank>,
+    /// Experts that stay where they are.
+    pub pins: BTreeSet<Pin>,
+}
+
 /// The moving parts of a formed unit.
 pub struct Formed {
     /// Ranks and nodes.
     pub topology: Arc<UnitTopology>,
-    /// The plan protocol.
-    pub control: UnitControl,
+    /// Its plans.
+    pub plans: Plans,
     /// Open load windows.
     pub windows: WindowAssembler,
     /// The last window that can be solved on.
@@ -72,7 +87,7 @@ pub struct Formed {
     pub solving: bool,
     /// No plan is tried before this time, after one was aborted.
     pub resume_at: Millis,
-    /// The plan under way: its account and the counts it was solved on.
+    /// The plan under way: its account.
     pub pending: Option<Pending>,
     /// Plans as they go over the wire.
     pub prepared: PreparedCache,
@@ -95,68 +110,22 @@ pub struct Migration {
 /// After this many newer windows a migration goes on with the newest counts: what it was made for may be over.
 const MIGRATION_WINDOWS_MAX: u64 = 8;
 
-/// A plan between its solve and its settling.
+/// A plan between its proposal and its settling.
 #[derive(Debug, Clone)]
 pub struct Pending {
-    /// Its account, complete but for the time of the commit.
+    /// The plan.
+    pub plan: PlanRef,
+    /// Its account.
     pub summary: v1::PlanSummary,
-    /// The counts it was solved on.
-    pub loads: v1::LoadTable,
     /// When its current phase began.
     pub phase_began: Millis,
 }
 
 impl Unit {
-    /// A unit without nodes.
-    pub fn new(id: UnitId, membership: Membership) -> Self {
-        Self {
-            id,
-            membership,
-            present: BTreeMap::new(),
-            gauges: BTreeMap::new(),
-            paused: false,
-            last_decision: "waiting for every rank's agent".to_owned(),
-            formed: None,
-        }
-    }
-
-    /// Whether the first plan can be committed: every rank has a node, and every node serves the boot plan.
-    pub fn ready_to_form(&self) -> Option<Arc<UnitTopology>> {
-        if self.formed.is_some() {
-            return None;
-        }
-        let topology = self.membership.topology().ok()?;
-        let boot = Plan::boot(self.id.clone(), topology.shape());
-        let boot = Some((boot.epoch, boot.digest()));
-        let ready = |n: &NodeId| self.present.get(n).is_some_and(|p| p.applied == boot);
-        topology.nodes().iter().all(ready).then_some(topology)
-    }
-
-    /// The unit's record for the store.
-    pub fn record(&self) -> v1::StoredUnit {
-        let node = |(node, ranks): (&NodeId, &Vec<Rank>)| v1::StoredNode {
-            node: node.to_string(),
-            ranks: ranks.iter().map(|r| r.0.into()).collect(),
-        };
-        v1::StoredUnit {
-            unit: self.id.to_string(),
-            shape: Some(self.membership.shape().into()),
-            weights_digest: self.membership.weights_digest().to_vec(),
-            nodes: self.membership.claims().iter().map(node).collect(),
-            paused: self.paused,
-        }
-    }
-
-    /// What the unit is doing, for people.
-    pub fn state(&self) -> v1::UnitState {
-        let Some(formed) = &self.formed else { return v1::UnitState::Forming };
-        match formed.control.activity() {
-            Activity::Incomplete => v1::UnitState::Forming,
-            Activity::Preparing => v1::UnitState::Preparing,
-            Activity::Committing => v1::UnitState::Committing,
-            Activity::Steady if self.paused => v1::UnitState::Paused,
-            Activity::Steady => v1::UnitState::Steady,
-        }
+    /// A unit of which nothing is known.
+    pub fn new(id: UnitId) -> Self {
+        let last_decision = "waiting for every rank's agent".to_owned();
+        Self { id, gauges: BTreeMap::new(), last_decision, formed: None }
     }
 
     /// Max over mean of the measured rank loads in the last clean window, mean over layers.
@@ -165,14 +134,25 @@ impl Unit {
         let window = formed.last_clean.as_ref()?;
         Some(window.imbalance(formed.topology.shape().ranks.into()))
     }
+
+    /// Takes over what is committed, and keeps what was measured if the unit has the same shape still.
+    pub fn take_up(&mut self, topology: &Arc<UnitTopology>, plans: Plans, history: HistoryPolicy) {
+        match &mut self.formed {
+            Some(formed) if formed.topology.shape() == topology.shape() => {
+                formed.set_topology(topology);
+                formed.plans = plans;
+            }
+            _ => self.formed = Some(Formed::new(Arc::clone(topology), plans, history)),
+        }
+    }
 }
 
 impl Formed {
-    /// A unit whose nodes are all away, with the committed plan `head`.
-    pub fn new(topology: Arc<UnitTopology>, control: UnitControl, history: HistoryPolicy) -> Self {
+    /// A unit of which nothing was measured yet.
+    pub fn new(topology: Arc<UnitTopology>, plans: Plans, history: HistoryPolicy) -> Self {
         Self {
             topology,
-            control,
+            plans,
             windows: WindowAssembler::default(),
             last_clean: None,
             previous_clean: None,
@@ -187,9 +167,18 @@ impl Formed {
         }
     }
 
-    /// The last window whose decision has been carried out; `None` while anything is under way.
-    pub fn settled(&self) -> Option<Window> {
-        let quiet = !self.solving && self.migration.is_none() && self.control.can_propose();
+    /// Other nodes have the ranks. What was prepared names the old ones.
+    pub fn set_topology(&mut self, topology: &Arc<UnitTopology>) {
+        if self.topology != *topology {
+            self.topology = Arc::clone(topology);
+            self.prepared = PreparedCache::default();
+        }
+    }
+
+    /// The last window whose decision has been carried out; `None` while anything is under way. `steady`: every node
+    /// serves the head, and no plan is under way.
+    pub fn settled(&self, steady: bool) -> Option<Window> {
+        let quiet = !self.solving && self.migration.is_none() && steady;
         self.decided.filter(|_| quiet)
     }
 
@@ -203,9 +192,10 @@ impl Formed {
         }
     }
 
-    /// The work of one solve, to be run off the control loop; `None` when nothing may be planned now.
-    pub fn next_solve(&self, now: Millis, policy: &ExpertPolicy) -> Option<SolveJob> {
-        if self.solving || now < self.resume_at || !self.control.can_propose() {
+    /// The work of one solve, to be run off the control loop; `None` when there is none now. To be asked only while a plan
+    /// may be made.
+    pub fn next_solve(&self, now: Millis, policy: &ExpertPolicy, kept: Kept) -> Option<SolveJob> {
+        if self.solving || now < self.resume_at {
             return None;
         }
         let newest = self.last_clean.as_ref()?;
@@ -225,9 +215,10 @@ impl Formed {
             window: Arc::clone(window),
             previous: previous.map(|p| p.loads.clone()),
             forecast,
-            running: Arc::clone(self.control.head()),
+            running: Arc::clone(&self.plans.head),
             target: self.migration.as_ref().map(|m| m.target.clone()),
             policy: policy.clone(),
+            kept,
         })
     }
 
@@ -249,8 +240,8 @@ impl Formed {
     /// running plan has gained over its parent.
     pub fn realised_gain(&self) -> Option<f64> {
         let window = self.last_clean.as_ref()?;
-        let head = self.control.head();
-        let parent = self.control.plan_of(head.parent?.0)?;
+        let head = &self.plans.head;
+        let parent = self.plans.of(head.parent?.0)?;
         if window.epoch != head.epoch {
             return None;
         }
@@ -285,6 +276,7 @@ pub struct SolveJob {
     running: Arc<Plan>,
     target: Option<Target>,
     policy: ExpertPolicy,
+    kept: Kept,
 }
 
 /// A solve's result with the counts it was made on.
@@ -295,8 +287,8 @@ pub struct SolveResult {
     pub window: Arc<CleanWindow>,
     /// What the windows after it were expected to ask for.
     pub forecast: Option<Arc<Forecast>>,
-    /// The head it was made on.
-    pub base: PlanRef,
+    /// The plan to propose, as it is stored.
+    pub drafted: Option<Drafted>,
 }
 
 impl SolveJob {
@@ -305,11 +297,12 @@ impl SolveJob {
         self.forecast.as_deref()
     }
 
-    /// Runs the solver. Pure, but too long for the control loop.
+    /// Runs the solver, and writes the plan down. Pure, but too long for the control loop.
     pub fn run(self) -> SolveResult {
-        let ranks = self.topology.shape().ranks;
-        let shape = "a clean window has the unit's shape";
-        let snapshot = Snapshot::new(self.topology, self.window.window, self.window.loads.clone(), ranks, 0)
+        let without = Without::new(&self.topology, &self.kept.drained);
+        let (topology, running) = (without.topology(), without.project(&self.running));
+        let (ranks, shape) = (topology.shape().ranks, "a clean window has the unit's shape");
+        let snapshot = Snapshot::new(topology, self.window.window, self.window.loads.clone(), ranks, 0)
             .and_then(|snapshot| snapshot.with_parts(self.window.parts.clone()))
             .expect(shape);
         let snapshot = match self.previous {
@@ -320,9 +313,33 @@ impl SolveJob {
             Some(forecast) => snapshot.with_forecast(forecast).expect(shape),
             None => snapshot,
         };
-        let solved = experts::solve(&snapshot, &self.running, self.target.as_ref(), &self.policy);
-        let base = (self.running.epoch, self.running.digest());
-        SolveResult { solved, window: self.window, forecast: self.forecast, base }
+        let mut solved = experts::solve(&snapshot, &running, self.target.as_ref(), &self.policy);
+        solved.plan = solved.plan.map(|plan| without.lift(&plan, &self.running));
+        keep_pins(&mut solved, &self.running, self.topology.shape(), &self.kept.pins);
+        let drafted = solved.plan.as_ref().map(|plan| {
+            let summary =
+                draft::account(plan, &self.running, &self.topology, Some((&solved.report, &self.window)));
+            Drafted::new(Arc::new(plan.clone()), summary, Some((&self.window.loads).into()))
+        });
+        SolveResult { solved, window: self.window, forecast: self.forecast, drafted }
+    }
+}
+
+/// The solver knows no pins: a layer whose plan breaks one stays as it is, and its target is given up.
+fn keep_pins(solved: &mut Solved, running: &Plan, shape: &UnitShape, pins: &BTreeSet<Pin>) {
+    let Some(plan) = &mut solved.plan else { return };
+    let holds = |layer: &LayerPlan, pin: &Pin| {
+        layer.physical_to_logical[shape.slots_of_rank(pin.rank)].contains(&Some(pin.expert))
+    };
+    for pin in pins {
+        let at = pin.layer.index();
+        if holds(&running.layers[at], pin) && !holds(&plan.layers[at], pin) {
+            plan.layers[at] = running.layers[at].clone();
+            solved.target = None;
+        }
+    }
+    if plan.layers == running.layers {
+        (solved.plan, solved.decision) = (None, Decision::Keep(KeepReason::GainTooSmall));
     }
 }
 
@@ -335,8 +352,8 @@ pub fn rank_loads_under(layers: &[LayerPlan], window: &CleanWindow, topology: &U
 #[cfg(test)]
 mod tests {
     use super::*;
-    use evenkeel_core::protocol::unit::{Event, Limits};
-    use evenkeel_core::topology::{Role, UnitShape};
+    use evenkeel_core::ids::NodeId;
+    use evenkeel_core::topology::Role;
 
     /// Hot experts first: the boot placement `0 1 2 3 - | 4 5 6 7 -` is far from level, and two experts must change
     /// sides, one spare slot at a time.
@@ -355,14 +372,11 @@ mod tests {
             expert_bytes: 64,
         };
         let node = NodeId::new("a").expect("valid");
-        let claims = BTreeMap::from([(node.clone(), vec![Rank(0), Rank(1)])]);
+        let claims = BTreeMap::from([(node, vec![Rank(0), Rank(1)])]);
         let unit = UnitId::new("u").expect("valid");
         let topology = Arc::new(UnitTopology::new(unit.clone(), shape, &claims).expect("complete"));
         let boot = Arc::new(Plan::boot(unit, topology.shape()));
-        let mut control = UnitControl::new(boot, None, [node.clone()], Limits::default());
-        let head = control.head_id();
-        control.step(Millis(0), Event::Joined(node, Some(head)));
-        Formed::new(topology, control, HistoryPolicy::default())
+        Formed::new(topology, Plans::new(boot, None), HistoryPolicy::default())
     }
 
     fn window(number: u64, loads: [u64; 8]) -> CleanWindow {
@@ -376,7 +390,7 @@ mod tests {
     }
 
     fn solve(formed: &Formed) -> Option<SolveResult> {
-        formed.next_solve(Millis(0), &ExpertPolicy::default()).map(SolveJob::run)
+        formed.next_solve(Millis(0), &ExpertPolicy::default(), Kept::default()).map(SolveJob::run)
     }
 
     /// First step of the window that the next solve is made on.
@@ -392,7 +406,7 @@ mod tests {
         assert_eq!(solved_on(&formed), Some(0));
         formed.decided = Some(window(0, HOT).window);
         assert_eq!(solved_on(&formed), None);
-        assert_eq!(formed.settled(), formed.decided);
+        assert_eq!(formed.settled(true), formed.decided);
         formed.take_clean(window(1, HOT), Millis(0));
         assert_eq!(solved_on(&formed), Some(4));
     }
@@ -416,7 +430,7 @@ mod tests {
         let result = solve(&formed).expect("a window");
         assert!(result.solved.target.is_some(), "the migration needs more than one plan");
         formed.set_target(&result);
-        assert_eq!(formed.settled(), None);
+        assert_eq!(formed.settled(true), None);
         for number in 1..=MIGRATION_WINDOWS_MAX {
             formed.take_clean(window(number, HOT), Millis(0));
             assert_eq!(solved_on(&formed), Some(0), "after window {number}");

@@ -2,8 +2,9 @@
 //! whether a plan is allowed is [`evenkeel_core::invariants`]' business.
 
 use crate::v1;
-use evenkeel_core::ids::{Digest, Epoch, ExpertId, LayerId, Term, UnitId};
+use evenkeel_core::ids::{Digest, Epoch, ExpertId, LayerId, Rank, Term, UnitId};
 use evenkeel_core::plan::{LayerPlan, Move, Plan, PlanKind};
+use evenkeel_core::records::Pin;
 use evenkeel_core::snapshot::{LoadTable, Window};
 use evenkeel_core::topology::{EXPERTS_MAX, Role, UnitShape};
 
@@ -91,6 +92,24 @@ impl TryFrom<&v1::UnitShape> for UnitShape {
         };
         shape.validate().map_err(|e| ConvertError::new("shape", e.to_string()))?;
         Ok(shape)
+    }
+}
+
+impl From<Pin> for v1::PinnedExpert {
+    fn from(pin: Pin) -> Self {
+        Self { layer: pin.layer.0.into(), expert: pin.expert.0.into(), rank: pin.rank.0.into() }
+    }
+}
+
+impl TryFrom<v1::PinnedExpert> for Pin {
+    type Error = ConvertError;
+
+    fn try_from(pin: v1::PinnedExpert) -> Result<Self, ConvertError> {
+        Ok(Pin {
+            layer: LayerId(narrow("layer", pin.layer)?),
+            expert: ExpertId(narrow("expert", pin.expert)?),
+            rank: Rank(narrow("rank", pin.rank)?),
+        })
     }
 }
 

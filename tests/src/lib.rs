@@ -2,6 +2,7 @@
 //! directory. Nothing sleeps to wait: everything waited for is polled until a deadline.
 #![forbid(unsafe_code)]
 
+pub mod balancers;
 pub mod certificates;
 pub mod etcd;
 pub mod fault_proxy;

@@ -367,8 +367,8 @@ impl Rig {
     pub fn pause(&self, paused: bool) {
         let unit = UNIT.to_owned();
         let answer = self.admin(async |mut c| match paused {
-            true => c.pause(v1::PauseRequest { unit }).await.map(drop),
-            false => c.resume(v1::ResumeRequest { unit }).await.map(drop),
+            true => c.pause(v1::PauseRequest { unit, ..Default::default() }).await.map(drop),
+            false => c.resume(v1::ResumeRequest { unit, ..Default::default() }).await.map(drop),
         });
         answer.expect("a pause is taken");
     }

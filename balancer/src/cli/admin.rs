@@ -2,13 +2,14 @@
 
 use super::tls::{EXIT_DENIED, TlsFlags};
 use super::{Failure, runtime};
+use crate::election::admin::LEADER_METADATA;
 use clap::{Args, ValueEnum};
 use comfy_table::{Table, TableStyle};
 use evenkeel_proto::MESSAGE_BYTES_MAX;
 use evenkeel_proto::v1::admin_service_client::AdminServiceClient;
 use evenkeel_proto::v1::*;
 use evenkeel_transport::credentials::Server as Expected;
-use evenkeel_transport::dial;
+use evenkeel_transport::{Security, dial};
 use std::time::Duration;
 use tonic::transport::Channel;
 
@@ -16,7 +17,7 @@ use tonic::transport::Channel;
 const DEADLINE: Duration = Duration::from_secs(10);
 
 #[derive(Args)]
-struct Server {
+pub(super) struct Server {
     /// Admin address of the balancer
     #[arg(long, env = "EVENKEEL_SERVER", default_value = "127.0.0.1:7401", value_name = "ADDRESS")]
     server: String,
@@ -28,35 +29,88 @@ struct Server {
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Output {
+pub(super) enum Output {
     Table,
     Json,
 }
 
 impl Server {
-    fn call<T>(
+    /// Asks the balancer, and the leader that it names if only the leader may do it: once, so that two balancers that
+    /// take each other for the leader make no circle.
+    pub(super) fn call<T>(
         self,
-        work: impl AsyncFnOnce(AdminServiceClient<Channel>) -> Result<T, tonic::Status>,
+        work: impl AsyncFn(AdminServiceClient<Channel>) -> Result<T, tonic::Status>,
     ) -> Result<T, Failure> {
         let security = self.tls.settings().resolve(self.cluster.as_deref())?;
-        security.check_target("--server", &self.server)?;
         runtime().block_on(async {
-            let limited = |endpoint: tonic::transport::Endpoint| endpoint.timeout(DEADLINE);
-            let (channel, fault) =
-                dial::connect(&security, Expected::Balancer, &self.server, DEADLINE, limited).await?;
-            let client = AdminServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-            work(client).await.map_err(|status| match fault.get() {
-                Some(fault) => fault.into(),
-                None => refused(&status),
-            })
+            match ask(&security, "--server", &self.server, &work).await {
+                Err(Refusal::NotLeader { leader }) => {
+                    let answer = ask(&security, "the leader", &leader, &work).await;
+                    answer.map_err(Refusal::into_failure)
+                }
+                answer => answer.map_err(Refusal::into_failure),
+            }
         })
     }
 }
 
+/// Why a call came to nothing.
+enum Refusal {
+    NotLeader {
+        /// The leader's admin address.
+        leader: String,
+    },
+    Other(Failure),
+}
+
+impl Refusal {
+    fn into_failure(self) -> Failure {
+        match self {
+            Refusal::NotLeader { leader } => Failure::new(
+                "not_leader",
+                format!("the balancer that was named as leader names {leader}: try again"),
+            ),
+            Refusal::Other(failure) => failure,
+        }
+    }
+}
+
+async fn ask<T>(
+    security: &Security,
+    key: &str,
+    address: &str,
+    work: &impl AsyncFn(AdminServiceClient<Channel>) -> Result<T, tonic::Status>,
+) -> Result<T, Refusal> {
+    security.check_target(key, address).map_err(|fault| Refusal::Other(fault.into()))?;
+    let limited = |endpoint: tonic::transport::Endpoint| endpoint.timeout(DEADLINE);
+    let connected = dial::connect(security, Expected::Balancer, address, DEADLINE, limited).await;
+    let (channel, fault) = connected.map_err(|fault| Refusal::Other(fault.into()))?;
+    let client = AdminServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    work(client).await.map_err(|status| {
+        let leader = status.metadata().get(LEADER_METADATA).and_then(|leader| leader.to_str().ok());
+        match (fault.get(), leader) {
+            (Some(fault), _) => Refusal::Other(fault.into()),
+            (None, Some(leader)) => Refusal::NotLeader { leader: leader.to_owned() },
+            (None, None) => Refusal::Other(refused(&status)),
+        }
+    })
+}
+
+/// Exit code of what does not fit what there is: repeat it otherwise, or later.
+const EXIT_CONFLICT: u8 = 3;
+/// Exit code of a balancer, or a store behind it, that cannot be reached.
+const EXIT_UNREACHABLE: u8 = 4;
+/// Exit code of bad input.
+const EXIT_USAGE: u8 = 2;
+
 /// What the balancer says, its code apart from its words.
 fn refused(status: &tonic::Status) -> Failure {
+    use tonic::Code;
     let exit = match status.code() {
-        tonic::Code::PermissionDenied | tonic::Code::Unauthenticated => EXIT_DENIED,
+        Code::PermissionDenied | Code::Unauthenticated => EXIT_DENIED,
+        Code::FailedPrecondition | Code::AlreadyExists | Code::Aborted => EXIT_CONFLICT,
+        Code::Unavailable | Code::DeadlineExceeded => EXIT_UNREACHABLE,
+        Code::InvalidArgument => EXIT_USAGE,
         _ => 1,
     };
     let (code, text) = status.message().split_once(": ").unwrap_or(("internal", status.message()));
@@ -93,16 +147,25 @@ impl Status {
                 unit.head.as_ref().map_or("-".to_owned(), |h| h.epoch.to_string()),
                 format!("{}/{}", unit.ranks_connected, shape.ranks),
                 imbalance.map_or("-".to_owned(), |i| format!("{i:.4}")),
-                unit.last_decision.clone(),
+                match unit.paused_by.as_str() {
+                    "" => unit.last_decision.clone(),
+                    by => format!("paused by {by}; {}", unit.last_decision),
+                },
             ]);
         }
-        let mut agents = table(&["AGENT", "UNIT", "CONNECTED", "EPOCH"]);
+        let mut agents = table(&["AGENT", "UNIT", "CONNECTED", "EPOCH", "DRAIN"]);
         for agent in &status.agents {
             agents.add_row([
                 agent.node.clone(),
                 agent.unit.clone(),
                 if agent.connected { "yes" } else { "no" }.to_owned(),
                 agent.applied.as_ref().map_or("-".to_owned(), |a| a.epoch.to_string()),
+                match agent.drain() {
+                    DrainState::Unspecified => "-",
+                    DrainState::Draining => "draining",
+                    DrainState::Empty => "empty",
+                }
+                .to_owned(),
             ]);
         }
         println!("{units}\n\n{agents}");
@@ -128,63 +191,37 @@ pub(super) struct Plans {
 impl Plans {
     pub(super) fn run(self) -> Result<(), Failure> {
         let request = ListPlansRequest { unit: self.unit, limit: self.limit };
-        let plans = self.server.call(async |mut c| Ok(c.list_plans(request).await?.into_inner().plans))?;
+        let plans =
+            self.server.call(async |mut c| Ok(c.list_plans(request.clone()).await?.into_inner().plans))?;
         if self.output == Output::Json {
             println!("{:#}", crate::page::plans_json(&plans));
             return Ok(());
         }
-        let mut rows = table(&["EPOCH", "KIND", "MOVES", "BYTES", "BEFORE", "AFTER", "BOUND", "WINDOW"]);
-        for plan in &plans {
-            let window = plan.window.unwrap_or_default();
-            rows.add_row([
-                plan.id.as_ref().map_or(0, |id| id.epoch).to_string(),
-                plan.kind().as_str_name().trim_start_matches("PLAN_KIND_").to_lowercase(),
-                plan.moves.to_string(),
-                plan.bytes.to_string(),
-                format!("{:.4}", plan.imbalance_before),
-                format!("{:.4}", plan.imbalance_after),
-                format!("{:.4}", plan.imbalance_bound),
-                format!("{}-{}", window.from_step, window.to_step),
-            ]);
-        }
-        println!("{rows}");
+        print_plans(&plans);
         Ok(())
     }
 }
 
-/// Make no new plan for a unit until it is resumed
-#[derive(Args)]
-pub(super) struct Pause {
-    /// The unit
-    unit: String,
-    #[command(flatten)]
-    server: Server,
-}
-
-impl Pause {
-    pub(super) fn run(self) -> Result<(), Failure> {
-        let request = PauseRequest { unit: self.unit };
-        self.server.call(async |mut c| c.pause(request).await.map(|_| ()))
+/// Accounts of plans, as a table.
+pub(super) fn print_plans(plans: &[PlanSummary]) {
+    let mut rows = table(&["EPOCH", "KIND", "MOVES", "BYTES", "BEFORE", "AFTER", "BOUND", "WINDOW"]);
+    for plan in plans {
+        let window = plan.window.unwrap_or_default();
+        rows.add_row([
+            plan.id.as_ref().map_or(0, |id| id.epoch).to_string(),
+            plan.kind().as_str_name().trim_start_matches("PLAN_KIND_").to_lowercase(),
+            plan.moves.to_string(),
+            plan.bytes.to_string(),
+            format!("{:.4}", plan.imbalance_before),
+            format!("{:.4}", plan.imbalance_after),
+            format!("{:.4}", plan.imbalance_bound),
+            format!("{}-{}", window.from_step, window.to_step),
+        ]);
     }
+    println!("{rows}");
 }
 
-/// Make plans for a unit again
-#[derive(Args)]
-pub(super) struct Resume {
-    /// The unit
-    unit: String,
-    #[command(flatten)]
-    server: Server,
-}
-
-impl Resume {
-    pub(super) fn run(self) -> Result<(), Failure> {
-        let request = ResumeRequest { unit: self.unit };
-        self.server.call(async |mut c| c.resume(request).await.map(|_| ()))
-    }
-}
-
-fn table(header: &[&str]) -> Table {
+pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(TableStyle::new()).set_header(header.iter().copied());
     table

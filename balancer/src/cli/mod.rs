@@ -1,8 +1,12 @@
 //! The command line: data on stdout, messages on stderr, one clear line with a stable code per failure.
 
 mod admin;
+mod audit;
 mod certs;
+mod changes;
 mod experts;
+mod leader;
+mod plan;
 mod route;
 mod serve;
 mod simulate;
@@ -52,14 +56,28 @@ enum Command {
     /// kept safe. A cluster that has an authority of its own (cert-manager, Vault, step-ca) uses that instead; all that
     /// counts are the names in certificates.
     Certs(certs::Certs),
+    /// Show which balancer leads, hand the lead over, adopt a restored store
+    Leader(leader::Leader),
     /// Show units and agents of a running balancer
     Status(admin::Status),
     /// Show committed plans of a unit
     Plans(admin::Plans),
     /// Make no new plan for a unit until it is resumed
-    Pause(admin::Pause),
+    Pause(changes::Pause),
     /// Make plans for a unit again
-    Resume(admin::Resume),
+    Resume(changes::Resume),
+    /// Empty a node, so that it can be switched off
+    Drain(changes::Drain),
+    /// Use a drained node again
+    Undrain(changes::Undrain),
+    /// Keep a replica of an expert on a rank
+    Pin(changes::Pin),
+    /// Let a pinned replica move again
+    Unpin(changes::Unpin),
+    /// Show plans of a unit, go back to an older one, give up one that is being prepared
+    Plan(plan::Plan),
+    /// Show what was changed by whom
+    Audit(audit::Audit),
 }
 
 /// Parses the command line and runs the command.
@@ -71,10 +89,17 @@ pub fn main() -> ExitCode {
         Command::Route(command) => command.run(),
         Command::Simulate(command) => command.run(),
         Command::Certs(command) => command.run(),
+        Command::Leader(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Plans(command) => command.run(),
         Command::Pause(command) => command.run(),
         Command::Resume(command) => command.run(),
+        Command::Drain(command) => command.run(),
+        Command::Undrain(command) => command.run(),
+        Command::Pin(command) => command.run(),
+        Command::Unpin(command) => command.run(),
+        Command::Plan(command) => command.run(),
+        Command::Audit(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

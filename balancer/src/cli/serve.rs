@@ -30,6 +30,12 @@ pub(super) struct Serve {
     /// Directory of the store [default: /var/lib/evenkeel]
     #[arg(long, env = "EVENKEEL_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Name of this balancer, unique among those that share the store [default: the host's]
+    #[arg(long, env = "EVENKEEL_BALANCER_NAME", value_name = "NAME")]
+    balancer_name: Option<String>,
+    /// Address at which agents and other balancers reach this one [default: that of --agents-listen]
+    #[arg(long, env = "EVENKEEL_ADVERTISE", value_name = "HOST:PORT")]
+    advertise: Option<String>,
     #[command(flatten)]
     tls: TlsFlags,
     /// Write the addresses really bound to this file (JSON) once every port answers
@@ -53,6 +59,8 @@ impl Serve {
             admin_listen: self.admin_listen,
             metrics_listen: self.metrics_listen,
             state_dir: self.state_dir,
+            balancer_name: self.balancer_name,
+            advertise: self.advertise,
             security: self.tls.settings(),
         };
         let config =

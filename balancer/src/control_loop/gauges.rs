@@ -2,14 +2,25 @@
 
 use super::ControlLoop;
 use crate::metrics as m;
+use evenkeel_core::ids::UnitId;
 use evenkeel_proto::v1;
 
 impl ControlLoop {
+    /// Agents of a unit that are connected, and all of them.
+    fn agents_of(&self, id: &UnitId) -> (usize, usize) {
+        if let Some(unit) = self.reign.units().get(id) {
+            return (unit.present().len(), unit.membership().claims().len());
+        }
+        let here = self.reign.streams().values().filter(|stream| stream.unit() == id).count();
+        let formed = self.units.get(id).and_then(|unit| unit.formed.as_ref());
+        (here, formed.map_or(here, |formed| formed.topology.nodes().len()).max(here))
+    }
+
     pub(super) fn publish_gauges(&self) {
         self.routers.publish();
         for (id, unit) in &self.units {
             let name = id.to_string();
-            let (here, all) = (unit.present.len(), unit.membership.claims().len());
+            let (here, all) = self.agents_of(id);
             for (state, count) in [("connected", here), ("away", all - here)] {
                 metrics::gauge!(m::AGENTS, "unit" => name.clone(), "state" => state).set(count as f64);
             }

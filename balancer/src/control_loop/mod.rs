@@ -1,27 +1,40 @@
-//! The one task that owns all units. Everything that can change a unit arrives here as an [`Event`]; the
-//! pure parts decide; this loop carries their actions out, in order.
+//! The one task between agents, operators, store and election. What is decided, [`Reign`] decides; the loop hands events
+//! to it and carries its actions out, in order. It owns what the machine has no use for: the streams' sending halves,
+//! load windows, solves and gauges.
+//!
+//! The loop never waits: store calls, solves and plans that are written down are tasks, and their ends are events. So a
+//! store that is away stops commands and changes, while reports, windows, status and dry runs go on.
 
+mod actions;
 mod gauges;
-mod joining;
+mod hello;
+mod messages;
+mod notices;
 mod planning;
-mod plans;
+pub(crate) mod recovery;
+mod standing;
+mod store_calls;
+#[cfg(test)]
+mod tests;
 
 use crate::config::Config;
-use crate::metrics as m;
+use crate::draft::{Drafted, unix_ms};
+use crate::election::{ElectionHandle, Standing};
 use crate::push::AgentLink;
+use crate::records::{Store, StoreError};
 use crate::routing::Routers;
-use crate::store::{Store, StoreError};
-use crate::unit::{Formed, SolveResult, StreamId, Unit};
+use crate::unit::{Kept, SolveResult, Unit};
 use evenkeel_core::ids::{NodeId, Term, UnitId};
-use evenkeel_core::protocol::membership::{Claim, Membership};
-use evenkeel_core::protocol::unit::{self as protocol, Limits, UnitControl};
+use evenkeel_core::protocol::reign::{
+    self, Admin, Answer, OrderError, Recovered, Reign, Settings, StreamId, Ticket,
+};
+use evenkeel_core::protocol::unit::Limits;
 use evenkeel_core::units::Millis;
-use evenkeel_proto::{ConvertError, v1};
-use joining::ranks_of;
+use evenkeel_proto::v1;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 /// Events waiting for the loop. Senders wait when it is full, which slows streams down, never drops.
@@ -34,7 +47,7 @@ pub enum Event {
     /// An agent's first message.
     Hello {
         /// The stream.
-        stream: StreamId,
+        stream: u64,
         /// What it says.
         hello: Box<v1::Hello>,
         /// The way back.
@@ -43,16 +56,24 @@ pub enum Event {
     /// A later message of an agent.
     Message {
         /// The stream.
-        stream: StreamId,
+        stream: u64,
         /// What it says.
         message: Box<v1::sync_request::Message>,
     },
     /// An agent's stream ended.
-    Closed(StreamId),
+    Closed(u64),
     /// A solve is done.
     Solved(UnitId, Box<SolveResult>),
     /// A solve ended in a bug.
     SolvePanicked(UnitId),
+    /// A plan that no solve has made is written down.
+    Drafted(Box<Drafted>),
+    /// The store answered what the machine asked.
+    Store(Box<reign::Event>),
+    /// What the store holds was read in this term; nothing was read when the store is away.
+    Recovered(Term, Option<Box<Recovered>>),
+    /// What a standby has learned of changed heads.
+    Refreshed(Option<Box<Recovered>>),
     /// An operator asks or orders.
     Query(Query),
 }
@@ -65,217 +86,152 @@ pub enum Query {
     Loads(UnitId, oneshot::Sender<Option<v1::GetLoadsResponse>>),
     /// See `AdminService.GetRankLoads`.
     RankLoads(UnitId, oneshot::Sender<Option<v1::GetRankLoadsResponse>>),
-    /// Pause (true) or resume a unit; answers whether the unit exists.
-    SetPaused(UnitId, bool, oneshot::Sender<bool>),
+    /// An order; its ticket is the loop's to choose.
+    Order(Box<Admin>, oneshot::Sender<Result<Answer, OrderError>>),
     /// Stop: agents are told by the end of their streams.
     Stop(oneshot::Sender<()>),
 }
 
-struct Stream {
-    unit: UnitId,
-    node: NodeId,
+/// The sending half of a stream, and what only the wire needs to know of it.
+struct Link {
     link: AgentLink,
-    heard: Millis,
-    pinged: Millis,
+    protocol: u32,
+    transfer_address: String,
 }
 
 /// See the module.
 pub struct ControlLoop {
     pub(crate) config: Config,
-    pub(crate) term: Term,
+    pub(crate) reign: Reign,
     pub(crate) units: BTreeMap<UnitId, Unit>,
     pub(crate) routers: Arc<Routers>,
+    links: BTreeMap<StreamId, Link>,
     store: Arc<dyn Store>,
-    streams: HashMap<StreamId, Stream>,
+    standing: watch::Receiver<Standing>,
+    election: ElectionHandle,
+    /// The term whose state is being read.
+    recovering: Option<Term>,
+    /// A standby's look at the store is under way, or when the next is due.
+    refreshing: bool,
+    refresh_at: Instant,
+    repair_at: Instant,
+    askers: HashMap<Ticket, oneshot::Sender<Result<Answer, OrderError>>>,
+    asked: u64,
     began: Instant,
     events: mpsc::Sender<Event>,
 }
 
 impl ControlLoop {
-    /// Begins a term on the store and takes up the units it knows. `events` is the sending half of the queue
-    /// that [`Self::run`] will be given: solves report back through it.
+    /// A standby until `standing` says otherwise. `events` is the sending half of the queue that [`Self::run`] will be
+    /// given: tasks report back through it. `election` is told what concerns the lead.
     pub fn new(
         config: Config,
         store: Arc<dyn Store>,
         routers: Arc<Routers>,
         events: mpsc::Sender<Event>,
-    ) -> Result<Self, StoreError> {
-        let term = store.begin_term()?;
-        let mut this = Self {
+        standing: watch::Receiver<Standing>,
+        election: ElectionHandle,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            reign: Reign::new(settings(&config)),
             config,
-            term,
             units: BTreeMap::new(),
             routers,
+            links: BTreeMap::new(),
             store,
-            streams: HashMap::new(),
-            began: Instant::now(),
+            standing,
+            election,
+            recovering: None,
+            refreshing: false,
+            refresh_at: now,
+            repair_at: now,
+            askers: HashMap::new(),
+            asked: 0,
+            began: now,
             events,
-        };
-        for record in this.store.units()? {
-            if let Some(unit) = this.restore(&record)? {
-                this.units.insert(unit.id.clone(), unit);
-            }
-        }
-        metrics::gauge!(m::LEADER).set(1.0);
-        Ok(this)
-    }
-
-    fn limits(&self) -> Limits {
-        Limits {
-            prepare_ms: self.config.control.prepare_timeout_ms,
-            commit_ms: self.config.control.commit_timeout_ms,
-            ..Limits::default()
         }
     }
 
-    fn restore(&self, record: &v1::StoredUnit) -> Result<Option<Unit>, StoreError> {
-        let broken = |reason: String| StoreError::Broken { path: record.unit.clone(), reason };
-        let id = UnitId::new(record.unit.as_str()).map_err(|e| broken(e.to_string()))?;
-        let Some(head) = self.store.head(&id)? else { return Ok(None) };
-        let shape = record.shape.as_ref().ok_or_else(|| broken("the unit's record has no shape".into()))?;
-        let shape = shape.try_into().map_err(|e: ConvertError| broken(e.to_string()))?;
-        let mut membership = Membership::new(id.clone(), shape, record.weights_digest.clone());
-        for node in &record.nodes {
-            let name = NodeId::new(node.node.as_str()).map_err(|e| broken(e.to_string()))?;
-            let ranks = ranks_of(&node.ranks).map_err(|e| broken(e.to_string()))?;
-            let shape = membership.shape().clone();
-            let claim = Claim { shape, ranks, weights_digest: record.weights_digest.clone() };
-            membership.join(&name, &claim, |_| true).map_err(|e| broken(e.to_string()))?;
-        }
-        let topology = membership.topology().map_err(|e| broken(e.to_string()))?;
-        let parent = match head.plan.parent {
-            Some((epoch, _)) => self.store.plan(&id, epoch)?.map(|stored| Arc::new(stored.plan)),
-            None => None,
-        };
-        let nodes = topology.nodes().to_vec();
-        let control = UnitControl::new(Arc::new(head.plan), parent, nodes, self.limits());
-        let mut unit = Unit::new(id.clone(), membership);
-        self.routers.form(&id, topology.shape());
-        unit.paused = record.paused;
-        tracing::info!(unit = %id, epoch = control.head().epoch.0, "unit taken up from the store");
-        metrics::gauge!(m::PLAN_EPOCH, "unit" => id.to_string()).set(control.head().epoch.0 as f64);
-        unit.formed = Some(Formed::new(topology, control, self.config.experts.history()));
-        Ok(Some(unit))
+    pub(crate) fn now(&self) -> reign::Now {
+        reign::Now { at: self.millis(Instant::now()), unix_ms: unix_ms() }
     }
 
-    fn now(&self) -> Millis {
-        Millis(u64::try_from(self.began.elapsed().as_millis()).expect("uptime fits 64 bits"))
+    fn millis(&self, at: Instant) -> Millis {
+        let since = at.saturating_duration_since(self.began).as_millis();
+        Millis(u64::try_from(since).expect("uptime fits 64 bits"))
     }
 
-    /// Runs until told to stop or the store fails: without it nothing can be committed, and a restart is
-    /// the only remedy.
-    pub async fn run(mut self, mut events: mpsc::Receiver<Event>) -> Result<(), StoreError> {
+    /// Runs until told to stop.
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut standing = self.standing.clone();
+        self.stand();
         loop {
             let event = tokio::select! {
-                event = events.recv() => event.expect("the loop holds a sender itself"),
-                _ = ticks.tick() => {
-                    self.tick().await?;
+                // First: nothing is to be commanded that the election has ended.
+                biased;
+                Ok(()) = standing.changed() => {
+                    self.stand();
                     continue;
                 }
+                _ = ticks.tick() => {
+                    self.tick();
+                    continue;
+                }
+                event = events.recv() => event.expect("the loop holds a sender itself"),
             };
             match event {
-                Event::Hello { stream, hello, link } => self.hello(stream, &hello, link).await?,
-                Event::Message { stream, message } => self.message(stream, *message).await?,
-                Event::Closed(stream) => self.closed(stream).await?,
-                Event::Solved(unit, result) => self.solved(&unit, *result).await?,
-                Event::SolvePanicked(unit) => self.solve_panicked(&unit),
                 Event::Query(Query::Stop(done)) => {
-                    metrics::gauge!(m::LEADER).set(0.0);
                     let _ = done.send(());
-                    return Ok(());
+                    return;
                 }
-                Event::Query(query) => self.query(query).await?,
+                event => self.take(event),
             }
         }
     }
 
-    async fn message(
-        &mut self,
-        stream: StreamId,
-        message: v1::sync_request::Message,
-    ) -> Result<(), StoreError> {
-        let now = self.now();
-        // A stream that was displaced by a newer one of the same node has nothing to say any more.
-        let Some(entry) = self.streams.get_mut(&stream) else { return Ok(()) };
-        entry.heard = now;
-        let (unit, node) = (entry.unit.clone(), entry.node.clone());
-        match message {
-            v1::sync_request::Message::Ping(_) => Ok(()),
-            v1::sync_request::Message::Report(report) => {
-                self.report(&unit, &node, report);
-                self.maybe_solve(&unit);
-                Ok(())
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Hello { stream, hello, link } => self.hello(StreamId(stream), &hello, link),
+            Event::Message { stream, message } => self.message(StreamId(stream), *message),
+            Event::Closed(stream) => {
+                self.links.remove(&StreamId(stream));
+                self.step(reign::Event::Closed(StreamId(stream)));
             }
-            v1::sync_request::Message::Result(result) => self.result(stream, &unit, &node, &result).await,
-            v1::sync_request::Message::Event(event) => {
-                tracing::warn!(%unit, %node, kind = event.kind().as_str_name(), message = event.message, "agent event");
-                Ok(())
-            }
-            v1::sync_request::Message::Hello(_) => self.drop_stream(stream, "repeated_hello").await,
+            Event::Solved(unit, result) => self.solved(&unit, *result),
+            Event::SolvePanicked(unit) => self.solve_panicked(&unit),
+            Event::Drafted(drafted) => self.propose(*drafted),
+            Event::Store(event) => self.step(*event),
+            Event::Recovered(term, state) => self.recovered(term, state.map(|state| *state)),
+            Event::Refreshed(state) => self.refreshed(state.map(|state| *state)),
+            Event::Query(query) => self.query(query),
         }
     }
 
-    async fn closed(&mut self, stream: StreamId) -> Result<(), StoreError> {
-        self.drop_stream(stream, "closed_by_peer").await
-    }
-
-    async fn drop_stream(&mut self, stream: StreamId, code: &'static str) -> Result<(), StoreError> {
-        let Some((id, node)) = self.release(stream, code) else { return Ok(()) };
-        if self.units.get(&id).is_some_and(|unit| unit.formed.is_some()) {
-            self.step(&id, protocol::Event::Left(node)).await?;
-        }
-        Ok(())
-    }
-
-    /// Forgets a stream; the drop of its link ends it.
-    fn release(&mut self, stream: StreamId, code: &'static str) -> Option<(UnitId, NodeId)> {
-        let Stream { unit, node, .. } = self.streams.remove(&stream)?;
-        tracing::info!(%unit, %node, code, "agent disconnected");
-        let entry = self.units.get_mut(&unit).expect("a stream's unit exists");
-        if entry.present.get(&node).is_some_and(|p| p.stream == stream) {
-            entry.present.remove(&node);
-            // A unit that never formed is made of those who are there; nothing of it may pile up.
-            if entry.formed.is_none() {
-                entry.membership.leave(&node);
-                if entry.membership.claims().is_empty() {
-                    self.units.remove(&unit);
-                }
-            }
-        }
-        Some((unit, node))
-    }
-
-    async fn tick(&mut self) -> Result<(), StoreError> {
-        let now = self.now();
-        let control = self.config.control.clone();
-        let mut dead = Vec::new();
-        for (&stream, entry) in &mut self.streams {
-            if now.since(entry.heard) > control.silence_limit_ms.into() {
-                dead.push((stream, "silent"));
-            } else if now.since(entry.pinged) >= control.ping_interval_ms.into() {
-                entry.pinged = now;
-                let ping = v1::Ping { sequence: now.0 };
-                if !entry.link.send(v1::sync_response::Message::Ping(ping)) {
-                    dead.push((stream, "does_not_read"));
-                }
-            }
-        }
-        for (stream, code) in dead {
-            self.drop_stream(stream, code).await?;
-        }
-        let formed: Vec<UnitId> =
-            self.units.iter().filter(|(_, u)| u.formed.is_some()).map(|(id, _)| id.clone()).collect();
-        for id in formed {
-            self.step(&id, protocol::Event::Tick).await?;
+    fn tick(&mut self) {
+        // The machine freezes by itself when the lead's time is over; a late word of the election changes nothing.
+        self.step(reign::Event::Tick);
+        self.look_after_store();
+        for id in self.units.keys().cloned().collect::<Vec<_>>() {
             self.maybe_solve(&id);
         }
         self.publish_gauges();
-        Ok(())
     }
 
-    async fn query(&mut self, query: Query) -> Result<(), StoreError> {
+    /// What a solve of the unit has to keep.
+    pub(crate) fn kept(&self, id: &UnitId) -> Kept {
+        let unit = self.reign.units().get(id);
+        unit.map(|unit| Kept { drained: unit.drained_ranks(), pins: unit.holds().pins.clone() })
+            .unwrap_or_default()
+    }
+
+    fn unit(&mut self, id: &UnitId) -> &mut Unit {
+        self.units.entry(id.clone()).or_insert_with(|| Unit::new(id.clone()))
+    }
+
+    fn query(&mut self, query: Query) {
         // An asker that has gone away needs no answer.
         match query {
             Query::Status(reply) => drop(reply.send(crate::status::status(self))),
@@ -285,16 +241,51 @@ impl ControlLoop {
             Query::RankLoads(unit, reply) => {
                 drop(reply.send(self.units.get(&unit).and_then(crate::status::rank_loads)));
             }
-            Query::SetPaused(unit, paused, reply) => {
-                let found = self.units.get_mut(&unit).map(|u| u.paused = paused).is_some();
-                tracing::info!(%unit, paused, found, "pause set by an operator");
-                if found {
-                    self.store_unit(&unit).await?;
-                }
-                let _ = reply.send(found);
+            Query::Order(admin, reply) => {
+                self.asked += 1;
+                let ticket = Ticket(self.asked);
+                self.askers.insert(ticket, reply);
+                self.step(reign::Event::Admin(Admin { ticket, ..*admin }));
             }
             Query::Stop(_) => unreachable!("handled by the loop itself"),
         }
-        Ok(())
+    }
+
+    /// Where experts of a unit's nodes can be fetched.
+    fn addresses(&self, id: &UnitId) -> BTreeMap<NodeId, String> {
+        let Some(unit) = self.reign.units().get(id) else { return BTreeMap::new() };
+        let address = |stream| self.links.get(stream).map(|link: &Link| link.transfer_address.clone());
+        unit.present().iter().filter_map(|(node, stream)| Some((node.clone(), address(stream)?))).collect()
+    }
+
+    /// Where a node's experts can be fetched.
+    pub(crate) fn transfer_address(&self, stream: StreamId) -> Option<&str> {
+        self.links.get(&stream).map(|link| link.transfer_address.as_str())
+    }
+}
+
+fn settings(config: &Config) -> Settings {
+    let control = &config.control;
+    let limits = Limits {
+        prepare_ms: control.prepare_timeout_ms,
+        commit_ms: control.commit_timeout_ms,
+        ..Limits::default()
+    };
+    Settings {
+        limits,
+        streams_max: control.agents_max as usize,
+        ping_ms: control.ping_interval_ms.into(),
+        // Three pings, as the agents' own limit has it.
+        suspect_ms: 3 * u64::from(control.ping_interval_ms),
+        silence_ms: control.silence_limit_ms.into(),
+    }
+}
+
+/// What the machine makes of an error of the store; the error itself is logged where the call was made.
+fn trouble(error: &StoreError) -> reign::Trouble {
+    match error {
+        StoreError::Unknown { .. } => reign::Trouble::Unknown,
+        StoreError::Full { .. } => reign::Trouble::Full,
+        _ => reign::Trouble::Away,
     }
 }

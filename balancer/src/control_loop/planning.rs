@@ -1,27 +1,22 @@
 //! From telemetry to a proposed plan: windows are taken, solves started, their results weighed.
 
 use super::{ControlLoop, Event};
+use crate::draft::Drafted;
 use crate::metrics as m;
-use crate::store::StoreError;
 use crate::telemetry::Taken;
 use crate::unit::{Pending, SolveResult};
 use evenkeel_core::ids::{Epoch, NodeId, Rank, UnitId};
-use evenkeel_core::invariants;
-use evenkeel_core::plan::Plan;
-use evenkeel_core::protocol::unit as protocol;
+use evenkeel_core::protocol::reign;
 use evenkeel_core::report::{Decision, KeepReason};
 use evenkeel_core::snapshot::{Forecast, Predictor};
-use evenkeel_core::topology::UnitTopology;
-use evenkeel_core::units::Millis;
 use evenkeel_proto::v1;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 impl ControlLoop {
     pub(super) fn report(&mut self, id: &UnitId, node: &NodeId, report: v1::Report) {
-        let now = self.now();
-        let unit = self.units.get_mut(id).expect("a stream's unit exists");
-        let owned = unit.membership.claims().get(node).cloned().unwrap_or_default();
+        let now = self.now().at;
+        let owned = self.ranks_of(id, node);
+        let unit = self.unit(id);
         for gauges in report.gauges {
             let rank = u16::try_from(gauges.rank).map(Rank);
             match rank {
@@ -31,7 +26,7 @@ impl ControlLoop {
         }
         let Some(formed) = &mut unit.formed else { return };
         for segment in &report.segments {
-            let plan = formed.control.plan_of(Epoch(segment.epoch)).cloned();
+            let plan = formed.plans.of(Epoch(segment.epoch)).cloned();
             let given_up = formed.windows.given_up;
             let taken = formed.windows.take(node, segment, plan.as_deref(), &formed.topology);
             count_window(id, "given_up", formed.windows.given_up - given_up);
@@ -56,16 +51,28 @@ impl ControlLoop {
         }
     }
 
+    /// The ranks of a node, as its unit has them, or as the store has them while this balancer stands by.
+    fn ranks_of(&self, id: &UnitId, node: &NodeId) -> Vec<Rank> {
+        if let Some(unit) = self.reign.units().get(id) {
+            return unit.membership().claims().get(node).cloned().unwrap_or_default();
+        }
+        let Some(formed) = self.units.get(id).and_then(|unit| unit.formed.as_ref()) else {
+            return Vec::new();
+        };
+        let topology = &formed.topology;
+        let ordinal = topology.nodes().iter().position(|known| known == node);
+        ordinal.map(|ordinal| topology.ranks_of(ordinal).collect()).unwrap_or_default()
+    }
+
     /// Starts a solve off the loop if a plan may be made now.
     pub(super) fn maybe_solve(&mut self, id: &UnitId) {
         let now = self.now();
-        let policy = self.config.experts.policy();
-        let unit = self.units.get_mut(id).expect("exists");
-        if unit.paused {
+        if self.reign.may_plan(now, id).is_err() {
             return;
         }
-        let Some(formed) = &mut unit.formed else { return };
-        let Some(job) = formed.next_solve(now, &policy) else { return };
+        let (policy, kept) = (self.config.experts.policy(), self.kept(id));
+        let Some(formed) = self.units.get_mut(id).and_then(|unit| unit.formed.as_mut()) else { return };
+        let Some(job) = formed.next_solve(now.at, &policy, kept) else { return };
         formed.solving = true;
         job.forecast().inspect(|forecast| publish_forecast(id, forecast));
         let (events, id) = (self.events.clone(), id.clone());
@@ -89,41 +96,43 @@ impl ControlLoop {
         tracing::error!(unit = %id, "the solver panicked");
         metrics::counter!(m::PLANS_ABORTED, "unit" => id.to_string(), "code" => "solver_panicked")
             .increment(1);
-        let unit = self.units.get_mut(id).expect("exists");
+        let unit = self.unit(id);
         unit.last_decision =
             "the solver panicked on the last window: please report it with the log".to_owned();
-        let formed = unit.formed.as_mut().expect("only formed units are solved");
+        let Some(formed) = &mut unit.formed else { return };
         (formed.solving, formed.migration) = (false, None);
         formed.decided = formed.last_clean.as_ref().map(|w| w.window);
     }
 
-    pub(super) async fn solved(&mut self, id: &UnitId, result: SolveResult) -> Result<(), StoreError> {
-        let now = self.now();
-        let unit = self.units.get_mut(id).expect("exists");
-        let formed = unit.formed.as_mut().expect("only formed units are solved");
-        formed.solving = false;
+    pub(super) fn solved(&mut self, id: &UnitId, result: SolveResult) {
+        let unit = self.unit(id);
         unit.last_decision = describe(&result);
+        let Some(formed) = &mut unit.formed else { return };
+        formed.solving = false;
         formed.decided = Some(result.window.window);
-        let Some(plan) = &result.solved.plan else {
-            formed.migration = None;
-            return Ok(());
-        };
         formed.set_target(&result);
-        if unit.paused || !formed.control.can_propose() || formed.control.head_id() != result.base {
-            return Ok(());
+        if let Some(drafted) = result.drafted {
+            self.propose(drafted);
         }
-        let head = Arc::clone(formed.control.head());
-        if let Err(violation) = invariants::check(plan, Some(&head), &formed.topology) {
-            // A bug in the solver. The running plan is good, and requests are routed by this process too:
-            // refusing the plan harms less than stopping.
-            tracing::error!(unit = %id, code = violation.code(), %violation, "the solver made an invalid plan");
-            metrics::counter!(m::PLANS_ABORTED, "unit" => id.to_string(), "code" => violation.code())
-                .increment(1);
-            formed.migration = None;
-            return Ok(());
+    }
+
+    /// Proposes a plan that is written down. Whether it still fits is the machine's to say.
+    pub(super) fn propose(&mut self, drafted: Drafted) {
+        let account = drafted.account();
+        let Drafted { plan, summary, chunks } = drafted;
+        let chunks = match chunks {
+            Ok(chunks) => chunks,
+            Err(error) => {
+                tracing::error!(unit = %plan.unit, code = error.code(), %error, "plan cannot be stored");
+                return;
+            }
+        };
+        let phase_began = self.now().at;
+        if let Some(formed) = self.units.get_mut(&plan.unit).and_then(|unit| unit.formed.as_mut()) {
+            let plan = (plan.epoch, plan.digest());
+            formed.pending = Some(Pending { plan, summary, phase_began });
         }
-        formed.pending = Some(account(&result, plan, &head, &formed.topology, now));
-        self.step(id, protocol::Event::Propose(Arc::new(plan.clone()))).await
+        self.step(reign::Event::Propose { plan: Arc::clone(&plan), account, chunks });
     }
 }
 
@@ -153,30 +162,6 @@ fn describe(result: &SolveResult) -> String {
         }
     };
     format!("steps {}-{}: {decision}", window.from_step, window.to_step)
-}
-
-fn account(result: &SolveResult, plan: &Plan, head: &Plan, topology: &UnitTopology, now: Millis) -> Pending {
-    let diff = plan.diff(head, topology);
-    let report = &result.solved.report;
-    let moves = diff.moves.len() as u64;
-    let summary = v1::PlanSummary {
-        id: Some((plan.epoch, plan.digest()).into()),
-        kind: v1::PlanKind::from(plan.kind(Some(head))).into(),
-        committed_ms: 0,
-        moves,
-        bytes: moves * topology.shape().expert_bytes,
-        layers_reweighted: u32::try_from(diff.layers_reweighted).expect("layers fit 32 bits"),
-        imbalance_before: report.before_mean(),
-        imbalance_after: report.after_mean(),
-        imbalance_bound: report.bound_mean(),
-        window: Some(result.window.window.into()),
-        limits: report.layers.iter().fold(Default::default(), |mut limits: HashMap<_, _>, layer| {
-            *limits.entry(layer.binding.as_str().to_owned()).or_default() += 1;
-            limits
-        }),
-        not_placed: u32::try_from(report.not_placed.len()).expect("replicas of a unit fit 32 bits"),
-    };
-    Pending { summary, loads: (&result.window.loads).into(), phase_began: now }
 }
 
 fn count_window(id: &UnitId, completeness: &'static str, windows: u64) {

@@ -179,7 +179,7 @@ impl Admin {
 
     /// No new plan for the unit.
     pub(super) async fn pause(&mut self, unit: &str) -> Result<(), DemoError> {
-        let request = v1::PauseRequest { unit: unit.to_owned() };
+        let request = v1::PauseRequest { unit: unit.to_owned(), ..Default::default() };
         self.0.pause(request).await.map(drop).map_err(DemoError::Admin)
     }
 }

@@ -1,112 +1,136 @@
 //! The admin service. Errors carry a stable code before the first colon of the status message.
 
+use super::changes::{Change as Ordered, changed, request_of};
+use super::reading;
 use crate::control_loop::{Event, Query};
+use crate::election::{self, ElectionHandle};
 use crate::metrics as m;
-use crate::store::{Store, StoreError};
-use evenkeel_core::ids::{Epoch, UnitId};
+use crate::records::Store;
+use evenkeel_core::ids::{Epoch, NodeId, UnitId};
+use evenkeel_core::protocol::reign::{self, Order, OrderError};
+use evenkeel_core::records::Pin;
 use evenkeel_proto::v1::admin_service_server::AdminService;
 use evenkeel_proto::v1::*;
+use evenkeel_transport::Principal;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status};
 
-/// The loop answers in microseconds unless the disk hangs.
+/// The loop answers questions in microseconds, and orders within four seconds, known or not.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
-/// Default and highest number of plans listed at once.
-const PLANS_DEFAULT: u32 = 50;
-const PLANS_MAX: u32 = 500;
+/// Beyond the time that a plan may take to be prepared: a rollback is answered when its first plan is committed.
+const ROLLBACK_MARGIN: Duration = Duration::from_secs(20);
 
 /// See the module.
 #[derive(Clone)]
 pub struct Admin {
     events: mpsc::Sender<Event>,
     store: Arc<dyn Store>,
+    election: ElectionHandle,
+    /// How long a plan may take to be prepared.
+    prepare_timeout: Duration,
 }
 
 impl Admin {
     /// Asks the control loop behind `events` and reads plans from `store`.
-    pub fn new(events: mpsc::Sender<Event>, store: Arc<dyn Store>) -> Self {
-        Self { events, store }
+    pub fn new(
+        events: mpsc::Sender<Event>,
+        store: Arc<dyn Store>,
+        election: ElectionHandle,
+        prepare_timeout: Duration,
+    ) -> Self {
+        Self { events, store, election, prepare_timeout }
     }
 
-    async fn ask<T>(&self, query: impl FnOnce(oneshot::Sender<T>) -> Query) -> Result<T, Status> {
+    async fn ask<T>(
+        &self,
+        within: Duration,
+        query: impl FnOnce(oneshot::Sender<T>) -> Query,
+    ) -> Result<T, Status> {
         let (reply, answer) = oneshot::channel();
         let exchange = async {
             self.events.send(Event::Query(query(reply))).await.ok()?;
             answer.await.ok()
         };
-        match tokio::time::timeout(ANSWER_DEADLINE, exchange).await {
+        match tokio::time::timeout(within, exchange).await {
             Ok(Some(answer)) => Ok(answer),
             Ok(None) => Err(Status::unavailable("shutting_down: the balancer is stopping")),
-            Err(_) => Err(Status::deadline_exceeded("control_loop_busy: no answer within 5 s; try again")),
+            Err(_) => Err(Status::deadline_exceeded(format!(
+                "control_loop_busy: no answer within {} s; repeat it with the same request id",
+                within.as_secs()
+            ))),
         }
-    }
-
-    async fn read<T: Send + 'static>(
-        &self,
-        read: impl FnOnce(&dyn Store) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, Status> {
-        let store = Arc::clone(&self.store);
-        let result = tokio::task::spawn_blocking(move || read(store.as_ref())).await;
-        result.expect("store reads do not panic").map_err(|e| Status::internal(format!("{}: {e}", e.code())))
     }
 
     /// The cluster at a glance.
     pub async fn status(&self) -> Result<GetStatusResponse, Status> {
-        self.ask(Query::Status).await
+        self.ask(ANSWER_DEADLINE, Query::Status).await
     }
 
     /// Accounts of a unit's plans, newest first.
     pub async fn plans(&self, unit: &str, limit: u32) -> Result<Vec<PlanSummary>, Status> {
-        let unit = unit_id(unit)?;
-        let limit = if limit == 0 { PLANS_DEFAULT } else { limit.min(PLANS_MAX) };
-        let name = unit.clone();
-        let plans = self.read(move |store| store.summaries(&unit, limit as usize)).await?;
-        // A formed unit has its boot plan at least.
-        if plans.is_empty() { Err(unknown_unit(&name)) } else { Ok(plans) }
+        reading::plans(self.store.as_ref(), &unit_id(unit)?, limit).await
     }
 
     /// Load per layer and rank in a unit's last clean window.
     pub async fn rank_loads(&self, unit: &str) -> Result<GetRankLoadsResponse, Status> {
         let unit = unit_id(unit)?;
         let name = unit.clone();
-        self.ask(|reply| Query::RankLoads(unit, reply)).await?.ok_or_else(|| no_window(&name))
-    }
-
-    async fn plan(&self, request: GetPlanRequest) -> Result<GetPlanResponse, Status> {
-        let unit = unit_id(&request.unit)?;
-        let name = unit.clone();
-        let stored = self
-            .read(move |store| match request.epoch {
-                None => store.head(&unit),
-                Some(epoch) => store.plan(&unit, Epoch(epoch)),
-            })
-            .await?;
-        let stored = stored.ok_or_else(|| match request.epoch {
-            None => unknown_unit(&name),
-            Some(epoch) => Status::not_found(format!(
-                "unknown_plan: unit {name} has no plan {epoch}, or it is no longer kept; see ListPlans"
-            )),
-        })?;
-        Ok(GetPlanResponse {
-            plan: Some((&stored.plan).into()),
-            summary: Some(stored.summary),
-            loads: stored.loads,
-        })
+        self.ask(ANSWER_DEADLINE, |reply| Query::RankLoads(unit, reply))
+            .await?
+            .ok_or_else(|| no_window(&name))
     }
 
     async fn loads(&self, request: GetLoadsRequest) -> Result<GetLoadsResponse, Status> {
         let unit = unit_id(&request.unit)?;
         let name = unit.clone();
-        self.ask(|reply| Query::Loads(unit, reply)).await?.ok_or_else(|| no_window(&name))
+        self.ask(ANSWER_DEADLINE, |reply| Query::Loads(unit, reply)).await?.ok_or_else(|| no_window(&name))
     }
 
-    async fn set_paused(&self, unit: &str, paused: bool) -> Result<(), Status> {
+    /// Gives an order in the caller's name.
+    async fn order(
+        &self,
+        who: &str,
+        ordered: &Ordered<'_>,
+        order: Result<Order, Status>,
+    ) -> Result<Option<Change>, Status> {
+        let order = order?;
+        let within = match order {
+            Order::Rollback { .. } => self.prepare_timeout + ROLLBACK_MARGIN,
+            _ => ANSWER_DEADLINE,
+        };
+        let admin = reign::Admin {
+            ticket: reign::Ticket(0),
+            who: who.to_owned(),
+            request: request_of(ordered.request_id)?,
+            content: ordered.content(order.verb()),
+            order,
+            dry_run: ordered.dry_run,
+        };
+        let answer = self.ask(within, |reply| Query::Order(Box::new(admin), reply)).await?;
+        answer.map(|answer| Some(changed(answer))).map_err(|error| self.refused(&error))
+    }
+
+    fn refused(&self, error: &OrderError) -> Status {
+        match error {
+            OrderError::NotLeader => election::admin::not_leader(&self.election.view()),
+            _ => super::changes::refused(error),
+        }
+    }
+
+    async fn older_plan(&self, unit: &str, epoch: u64) -> Result<Order, Status> {
         let unit = unit_id(unit)?;
-        let name = unit.clone();
-        let found = self.ask(|reply| Query::SetPaused(unit, paused, reply)).await?;
-        if found { Ok(()) } else { Err(unknown_unit(&name)) }
+        let content = reading::content(self.store.as_ref(), &unit, Some(epoch)).await?;
+        Ok(Order::Rollback { to: Arc::new(content.plan) })
+    }
+}
+
+/// The caller's name, for the audit.
+fn caller<T>(request: &Request<T>) -> String {
+    match request.extensions().get::<Principal>() {
+        Some(Principal::Loopback | Principal::Plaintext) | None => "local".to_owned(),
+        Some(principal) => principal.to_string(),
     }
 }
 
@@ -114,10 +138,13 @@ fn unit_id(unit: &str) -> Result<UnitId, Status> {
     UnitId::new(unit).map_err(|e| Status::invalid_argument(format!("invalid_unit: {e}")))
 }
 
-fn unknown_unit(unit: &UnitId) -> Status {
-    Status::not_found(format!(
-        "unknown_unit: no unit {unit} has formed; see GetStatus for the units there are"
-    ))
+fn node_id(node: &str) -> Result<NodeId, Status> {
+    NodeId::new(node).map_err(|e| Status::invalid_argument(format!("invalid_node: {e}")))
+}
+
+fn pin_of(pin: Option<PinnedExpert>) -> Result<Pin, Status> {
+    let pin = pin.ok_or_else(|| Status::invalid_argument("invalid_pin: pin is required"))?;
+    Pin::try_from(pin).map_err(|e| Status::invalid_argument(format!("invalid_pin: {e}")))
 }
 
 fn no_window(unit: &UnitId) -> Status {
@@ -126,13 +153,25 @@ fn no_window(unit: &UnitId) -> Status {
 
 /// Counts the request and its outcome.
 fn counted<T>(verb: &'static str, result: Result<T, Status>) -> Result<Response<T>, Status> {
-    // Codes are the literals of this file and of the store: a bounded set of labels.
+    // Codes are the literals of this crate and of the store: a bounded set of labels.
     let code = match &result {
         Ok(_) => "ok".to_owned(),
         Err(status) => status.message().split(':').next().unwrap_or("internal").to_owned(),
     };
     metrics::counter!(m::ADMIN_REQUESTS, "verb" => verb, "code" => code).increment(1);
     result.map(Response::new)
+}
+
+/// A change: its request's message says what is wanted, and is what makes a repeat the same.
+macro_rules! change {
+    ($self:ident, $request:ident, $verb:literal, $response:ident, |$message:ident| $order:expr) => {{
+        let who = caller(&$request);
+        let $message = $request.into_inner();
+        let ordered = Ordered::of(&$message, &$message.request_id, $message.dry_run);
+        let order = $order;
+        let change = $self.order(&who, &ordered, order).await;
+        counted($verb, change.map(|change| $response { change }))
+    }};
 }
 
 #[tonic::async_trait]
@@ -151,7 +190,14 @@ impl AdminService for Admin {
     }
 
     async fn get_plan(&self, request: Request<GetPlanRequest>) -> Result<Response<GetPlanResponse>, Status> {
-        counted("get_plan", self.plan(request.into_inner()).await)
+        let GetPlanRequest { unit, epoch } = request.into_inner();
+        let content = async { reading::content(self.store.as_ref(), &unit_id(&unit)?, epoch).await };
+        let answer = content.await.map(|content| GetPlanResponse {
+            plan: Some((&content.plan).into()),
+            summary: Some(content.summary),
+            loads: content.loads,
+        });
+        counted("get_plan", answer)
     }
 
     async fn get_loads(
@@ -169,12 +215,75 @@ impl AdminService for Admin {
     }
 
     async fn pause(&self, request: Request<PauseRequest>) -> Result<Response<PauseResponse>, Status> {
-        let result = self.set_paused(&request.into_inner().unit, true).await;
-        counted("pause", result.map(|()| PauseResponse {}))
+        change!(self, request, "pause", PauseResponse, |message| unit_id(&message.unit)
+            .map(|unit| Order::Pause { unit, for_ms: message.for_ms }))
     }
 
     async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<ResumeResponse>, Status> {
-        let result = self.set_paused(&request.into_inner().unit, false).await;
-        counted("resume", result.map(|()| ResumeResponse {}))
+        change!(self, request, "resume", ResumeResponse, |message| unit_id(&message.unit).map(Order::Resume))
+    }
+
+    async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<DrainResponse>, Status> {
+        change!(self, request, "drain", DrainResponse, |message| node_id(&message.node).map(Order::Drain))
+    }
+
+    async fn undrain(&self, request: Request<UndrainRequest>) -> Result<Response<UndrainResponse>, Status> {
+        change!(self, request, "undrain", UndrainResponse, |message| node_id(&message.node)
+            .map(Order::Undrain))
+    }
+
+    async fn pin(&self, request: Request<PinRequest>) -> Result<Response<PinResponse>, Status> {
+        change!(self, request, "pin", PinResponse, |message| unit_id(&message.unit)
+            .and_then(|unit| Ok(Order::Pin(unit, pin_of(message.pin)?))))
+    }
+
+    async fn unpin(&self, request: Request<UnpinRequest>) -> Result<Response<UnpinResponse>, Status> {
+        change!(self, request, "unpin", UnpinResponse, |message| unit_id(&message.unit)
+            .and_then(|unit| Ok(Order::Unpin(unit, pin_of(message.pin)?))))
+    }
+
+    async fn rollback(
+        &self,
+        request: Request<RollbackRequest>,
+    ) -> Result<Response<RollbackResponse>, Status> {
+        change!(self, request, "rollback", RollbackResponse, |message| self
+            .older_plan(&message.unit, message.epoch)
+            .await)
+    }
+
+    async fn abort_plan(
+        &self,
+        request: Request<AbortPlanRequest>,
+    ) -> Result<Response<AbortPlanResponse>, Status> {
+        change!(self, request, "abort", AbortPlanResponse, |message| unit_id(&message.unit)
+            .map(|unit| Order::Abort { unit, epoch: message.epoch.map(Epoch) }))
+    }
+
+    async fn list_audit(
+        &self,
+        request: Request<ListAuditRequest>,
+    ) -> Result<Response<ListAuditResponse>, Status> {
+        let ListAuditRequest { unit, limit } = request.into_inner();
+        let entries = reading::audit(self.store.as_ref(), &unit, limit).await;
+        counted("list_audit", entries.map(|entries| ListAuditResponse { entries }))
+    }
+
+    async fn get_leader(&self, _: Request<GetLeaderRequest>) -> Result<Response<GetLeaderResponse>, Status> {
+        counted("get_leader", Ok(election::admin::show(&self.election)))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<TransferLeaderRequest>,
+    ) -> Result<Response<TransferLeaderResponse>, Status> {
+        counted("transfer_leader", election::admin::transfer(&self.election, request.into_inner()).await)
+    }
+
+    async fn adopt_leader(
+        &self,
+        request: Request<AdoptLeaderRequest>,
+    ) -> Result<Response<AdoptLeaderResponse>, Status> {
+        let who = caller(&request);
+        counted("adopt_leader", election::admin::adopt(&self.election, request.into_inner(), who).await)
     }
 }

@@ -2,6 +2,8 @@
 
 pub mod admin;
 pub mod agents;
+mod changes;
+mod reading;
 pub mod routing;
 
 use std::time::Duration;

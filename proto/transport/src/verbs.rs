@@ -16,6 +16,8 @@ pub enum Need {
     Gateway,
     /// An agent, and nobody else.
     Agent,
+    /// A balancer, and nobody else.
+    Balancer,
 }
 
 impl Need {
@@ -27,6 +29,7 @@ impl Need {
             Need::Admin => person(2),
             Need::Gateway => role == PeerRole::Gateway,
             Need::Agent => role == PeerRole::Agent,
+            Need::Balancer => role == PeerRole::Balancer,
         }
     }
 
@@ -37,6 +40,7 @@ impl Need {
             Need::Admin => "admin",
             Need::Gateway => "gateway",
             Need::Agent => "agent",
+            Need::Balancer => "balancer",
         }
     }
 }
@@ -54,6 +58,7 @@ fn rank(role: PeerRole) -> Option<u8> {
 /// The table.
 pub const VERBS: &[(&str, Need)] = &[
     ("/evenkeel.v1.AgentService/Sync", Need::Agent),
+    ("/evenkeel.v1.PeerService/Attend", Need::Balancer),
     ("/evenkeel.v1.RoutingService/Route", Need::Gateway),
     ("/evenkeel.v1.AdminService/GetStatus", Need::Viewer),
     ("/evenkeel.v1.AdminService/ListPlans", Need::Viewer),
@@ -62,6 +67,16 @@ pub const VERBS: &[(&str, Need)] = &[
     ("/evenkeel.v1.AdminService/GetRankLoads", Need::Viewer),
     ("/evenkeel.v1.AdminService/Pause", Need::Operator),
     ("/evenkeel.v1.AdminService/Resume", Need::Operator),
+    ("/evenkeel.v1.AdminService/Drain", Need::Operator),
+    ("/evenkeel.v1.AdminService/Undrain", Need::Operator),
+    ("/evenkeel.v1.AdminService/Pin", Need::Operator),
+    ("/evenkeel.v1.AdminService/Unpin", Need::Operator),
+    ("/evenkeel.v1.AdminService/Rollback", Need::Operator),
+    ("/evenkeel.v1.AdminService/AbortPlan", Need::Operator),
+    ("/evenkeel.v1.AdminService/ListAudit", Need::Viewer),
+    ("/evenkeel.v1.AdminService/GetLeader", Need::Viewer),
+    ("/evenkeel.v1.AdminService/TransferLeader", Need::Operator),
+    ("/evenkeel.v1.AdminService/AdoptLeader", Need::Admin),
     ("/evenkeel.v1.SimulatedEngineService/Step", Need::Operator),
     ("/grpc.health.v1.Health/Check", Need::Viewer),
     ("/grpc.health.v1.Health/Watch", Need::Viewer),
@@ -123,11 +138,13 @@ mod tests {
 
     #[test]
     fn each_method_is_for_its_roles_and_no_others() {
-        use PeerRole::{Admin, Agent, Gateway, Operator, Viewer};
+        use PeerRole::{Admin, Agent, Balancer, Gateway, Operator, Viewer};
         check("/evenkeel.v1.AdminService/GetStatus", &[Viewer, Operator, Admin]);
         check("/evenkeel.v1.AdminService/Pause", &[Operator, Admin]);
         check("/evenkeel.v1.RoutingService/Route", &[Gateway]);
         check("/evenkeel.v1.AgentService/Sync", &[Agent]);
+        check("/evenkeel.v1.PeerService/Attend", &[Balancer]);
+        check("/evenkeel.v1.AdminService/AdoptLeader", &[Admin]);
         check("/evenkeel.v1.AdminService/DeleteEverything", &[]);
         check("/evenkeel.v1.AdminService/getstatus", &[]);
         check("/evenkeel.v1.AdminService/GetStatus/", &[]);

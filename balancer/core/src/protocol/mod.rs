@@ -2,6 +2,7 @@
 //! clock. The shells around them only deliver events and carry out actions, in order.
 
 pub mod agent;
+pub mod election;
 pub mod membership;
 pub mod reign;
 pub mod unit;

@@ -12,6 +12,17 @@ pub fn campaign(leader: LeaderRecord) -> Transaction {
     }
 }
 
+/// A campaign that is won only in the generation that the candidate has read, so that it knows the whole term without
+/// another look. `generation`: the revision that last changed [`Key::Generation`]; `None`: it was absent.
+pub fn campaign_in(leader: LeaderRecord, generation: Option<Revision>) -> Transaction {
+    let mut transaction = campaign(leader);
+    transaction.expects.push(match generation {
+        None => Expect::Absent(Key::Generation),
+        Some(revision) => Expect::Modified(Key::Generation, revision),
+    });
+    transaction
+}
+
 /// Changes made in the name of a term.
 pub fn guarded(term: Term, changes: Vec<Change>) -> Transaction {
     Transaction { expects: vec![Expect::Reigns(term)], changes }

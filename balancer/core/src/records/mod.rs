@@ -14,7 +14,7 @@ pub mod memory;
 #[cfg(test)]
 mod tests;
 
-pub use fence::{campaign, commit, guarded};
+pub use fence::{campaign, campaign_in, commit, guarded};
 
 use crate::ids::{Digest, Epoch, ExpertId, LayerId, NodeId, Rank, Term, UnitId};
 use crate::topology::UnitShape;
