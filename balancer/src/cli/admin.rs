@@ -14,7 +14,7 @@ use std::time::Duration;
 use tonic::transport::Channel;
 
 /// An operator waits no longer than this for an answer.
-const DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 
 #[derive(Args)]
 pub(super) struct Server {
@@ -41,11 +41,20 @@ impl Server {
         self,
         work: impl AsyncFn(AdminServiceClient<Channel>) -> Result<T, tonic::Status>,
     ) -> Result<T, Failure> {
+        self.call_within(DEADLINE, work)
+    }
+
+    /// The same for what takes longer.
+    pub(super) fn call_within<T>(
+        self,
+        within: Duration,
+        work: impl AsyncFn(AdminServiceClient<Channel>) -> Result<T, tonic::Status>,
+    ) -> Result<T, Failure> {
         let security = self.tls.settings().resolve(self.cluster.as_deref())?;
         runtime().block_on(async {
-            match ask(&security, "--server", &self.server, &work).await {
+            match ask(&security, "--server", &self.server, within, &work).await {
                 Err(Refusal::NotLeader { leader }) => {
-                    let answer = ask(&security, "the leader", &leader, &work).await;
+                    let answer = ask(&security, "the leader", &leader, within, &work).await;
                     answer.map_err(Refusal::into_failure)
                 }
                 answer => answer.map_err(Refusal::into_failure),
@@ -79,10 +88,11 @@ async fn ask<T>(
     security: &Security,
     key: &str,
     address: &str,
+    within: Duration,
     work: &impl AsyncFn(AdminServiceClient<Channel>) -> Result<T, tonic::Status>,
 ) -> Result<T, Refusal> {
     security.check_target(key, address).map_err(|fault| Refusal::Other(fault.into()))?;
-    let limited = |endpoint: tonic::transport::Endpoint| endpoint.timeout(DEADLINE);
+    let limited = |endpoint: tonic::transport::Endpoint| endpoint.timeout(within);
     let connected = dial::connect(security, Expected::Balancer, address, DEADLINE, limited).await;
     let (channel, fault) = connected.map_err(|fault| Refusal::Other(fault.into()))?;
     let client = AdminServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
@@ -109,7 +119,8 @@ fn refused(status: &tonic::Status) -> Failure {
     let exit = match status.code() {
         Code::PermissionDenied | Code::Unauthenticated => EXIT_DENIED,
         Code::FailedPrecondition | Code::AlreadyExists | Code::Aborted => EXIT_CONFLICT,
-        Code::Unavailable | Code::DeadlineExceeded => EXIT_UNREACHABLE,
+        // Cancelled is what a client says whose own time was up.
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => EXIT_UNREACHABLE,
         Code::InvalidArgument => EXIT_USAGE,
         _ => 1,
     };

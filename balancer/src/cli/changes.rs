@@ -2,12 +2,12 @@
 //! repeated when nobody knows whether it was carried out.
 
 use super::Failure;
-use super::admin::{Output, Server};
+use super::admin::{DEADLINE, Output, Server};
 use clap::Args;
 use evenkeel_proto::v1::admin_service_client::AdminServiceClient;
 use evenkeel_proto::v1::*;
 use serde_json::json;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tonic::transport::Channel;
 
 /// What every change takes.
@@ -32,10 +32,19 @@ impl ChangeFlags {
         self,
         work: impl AsyncFn(AdminServiceClient<Channel>, String, bool) -> Result<Option<Change>, tonic::Status>,
     ) -> Result<(), Failure> {
+        self.order_within(DEADLINE, work)
+    }
+
+    /// The same for a change that takes longer.
+    pub(super) fn order_within(
+        self,
+        within: Duration,
+        work: impl AsyncFn(AdminServiceClient<Channel>, String, bool) -> Result<Option<Change>, tonic::Status>,
+    ) -> Result<(), Failure> {
         let Self { dry_run, request_id, server, output } = self;
         let id = request_id.unwrap_or_else(new_request_id);
         let ask = async |client| work(client, id.clone(), dry_run).await;
-        let change = server.call(ask).map_err(|failure| {
+        let change = server.call_within(within, ask).map_err(|failure| {
             if dry_run {
                 return failure;
             }

@@ -5,6 +5,11 @@ use super::admin::{Output, Plans, Server};
 use super::changes::ChangeFlags;
 use clap::{Args, Subcommand};
 use evenkeel_proto::v1::*;
+use std::time::Duration;
+
+/// A rollback is answered when its first plan is committed: the balancer gives a plan a minute to be prepared, unless told
+/// otherwise.
+const ROLLBACK_MAX: Duration = Duration::from_secs(120);
 
 /// Show plans of a unit, go back to an older one, give up one that is being prepared
 #[derive(Args)]
@@ -90,7 +95,7 @@ struct Rollback {
 impl Rollback {
     fn run(self) -> Result<(), Failure> {
         let Self { unit, to, change } = self;
-        change.order(async |mut c, request_id, dry_run| {
+        change.order_within(ROLLBACK_MAX, async |mut c, request_id, dry_run| {
             let request = RollbackRequest { unit: unit.clone(), epoch: to, request_id, dry_run };
             Ok(c.rollback(request).await?.into_inner().change)
         })
