@@ -534,7 +534,7 @@ fn validate(config: &Config) -> Result<(), ConfigError> {
         check("agents_listen", !listen.ip().is_unspecified(), listen.to_string(), range)?;
     }
     let ttl = config.election.ttl_ms;
-    let whole = (2_000..=60_000).contains(&ttl) && ttl % 1_000 == 0;
+    let whole = (2_000..=60_000).contains(&ttl) && ttl.is_multiple_of(1_000);
     check("election.ttl_ms", whole, ttl.to_string(), "whole seconds, 2000 to 60000")?;
     check("control.window_steps", window_steps > 0, window_steps.to_string(), "at least 1")?;
     let report = (10..=60_000).contains(&report_interval_ms);

@@ -364,7 +364,7 @@ impl Election {
     /// What is heard of the key while this balancer does not hold it, as far as it knows.
     fn learn(&mut self, now: Millis, holder: Option<Holder>, out: &mut Vec<Action>) {
         let first = !std::mem::replace(&mut self.looked, true);
-        let heard = std::mem::replace(&mut self.leader, Some(holder));
+        let heard = self.leader.replace(holder);
         let Some(holder) = self.leader() else { return };
         let created = holder.created;
         // A campaign whose answer was lost, or has yet to come.

@@ -220,7 +220,7 @@ impl World {
 
     /// A transaction that nobody waits for any more is made all the same.
     fn later(&mut self, of: usize, transaction: &Transaction, answer: Option<Event>) {
-        if answer.is_none() && of % 2 == 0 {
+        if answer.is_none() && of.is_multiple_of(2) {
             self.transact(transaction);
         }
     }
