@@ -161,9 +161,7 @@ impl Session {
         };
         let (sender, outgoing) = mpsc::channel(OUTGOING_MAX);
         let Ok((stream, introduction)) = self.shared.link.attach(sender).await else { return End::Shutdown };
-        let end = match self.converse(stream, client, fault, introduction, outgoing).await {
-            Err(end) => end,
-        };
+        let Err(end) = self.converse(stream, client, fault, introduction, outgoing).await;
         match self.shared.link.detach(stream).await {
             Ok(()) => end,
             Err(_) => End::Shutdown,
