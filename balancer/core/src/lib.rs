@@ -13,6 +13,7 @@ pub mod fair_queue;
 pub mod ids;
 pub mod invariants;
 pub mod load_history;
+pub mod mutants;
 pub mod plan;
 pub mod policy;
 pub mod prefill;

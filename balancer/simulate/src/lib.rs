@@ -15,6 +15,7 @@ pub mod policy;
 pub mod prefill_engine;
 pub mod prefix_cache;
 pub mod prompts;
+pub mod protocol;
 pub mod replicate;
 pub mod score;
 pub mod step_time;

@@ -166,6 +166,11 @@ impl Agent {
         self.applied.as_ref().map(|named| &named.plan)
     }
 
+    /// Streams that are open, as far as it knows.
+    pub fn streams_open(&self) -> usize {
+        self.streams.len()
+    }
+
     /// The highest term that is on disk.
     pub fn term(&self) -> Term {
         self.term

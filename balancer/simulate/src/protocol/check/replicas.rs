@@ -1,0 +1,52 @@
+//! I5: every expert has a live replica at all times. Whatever tables a node serves, every slot that they name on any node
+//! whose workers serve holds its expert. A node that lost its weights with its host and boots from its ledger lacks what it
+//! had staged since, until it is rolled forward: meanwhile its ranks are as good as away.
+
+use super::Check;
+use crate::protocol::world::World;
+use evenkeel_core::plan::Plan;
+
+#[derive(Debug, Default)]
+pub(super) struct Replicas {
+    looked: u64,
+}
+
+impl Check for Replicas {
+    fn after_step(&mut self, world: &World) -> Result<(), String> {
+        let changes = world.worker_changes();
+        if std::mem::replace(&mut self.looked, changes) == changes {
+            return Ok(());
+        }
+        for unit in &world.units {
+            for &node in &unit.agents {
+                let Some(plan) = world.agents[node].worker.tables() else { continue };
+                for &other in &unit.agents {
+                    look(world, node, plan, other)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The tables of `node` against what lies in the slots of `other`.
+fn look(world: &World, node: usize, plan: &Plan, other: usize) -> Result<(), String> {
+    let agent = &world.agents[other];
+    let behind = agent.worker.tables().is_none_or(|own| own.epoch < plan.epoch && agent.worker.rejoins);
+    if behind {
+        return Ok(());
+    }
+    let shape = &world.units[agent.unit].shape;
+    for (layer, content) in plan.layers.iter().enumerate() {
+        for slot in agent.ranks.iter().flat_map(|&rank| shape.slots_of_rank(rank)) {
+            let (wanted, found) = (content.physical_to_logical[slot], agent.worker.holds(layer, slot));
+            if wanted.is_some() && wanted != found {
+                return Err(format!(
+                    "agent {node} serves plan {} that has {wanted:?} in layer {layer}, slot {slot}, where agent {other} holds {found:?}",
+                    plan.epoch
+                ));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! A node's workers, modelled: slots that hold experts, tables in service, steps that go on whatever happens around them.
+
+use evenkeel_core::ids::{ExpertId, Rank};
+use evenkeel_core::plan::{Move, Plan};
+use evenkeel_core::planted;
+use evenkeel_core::topology::UnitShape;
+use std::sync::Arc;
+
+/// See the module. Weights and tables live in the memory of the GPUs: they outlive the agent, not the host.
+#[derive(Debug, Clone)]
+pub(super) struct Worker {
+    /// `[layers][physical slots]`: what lies in the slots of this node's ranks, as far as known to be whole.
+    slots: Vec<Vec<Option<ExpertId>>>,
+    /// The tables in service; `None`: no weights yet.
+    tables: Option<Arc<Plan>>,
+    /// Goes into service at the end of the step.
+    armed: Option<Arc<Plan>>,
+    /// It has lost its weights since it last served what the others serve.
+    pub(super) rejoins: bool,
+    /// Until when it hangs within a step.
+    hangs_until: u64,
+    /// End of the last step.
+    pub(super) stepped_at: u64,
+    /// Grows with all that changes slots or tables.
+    pub(super) changes: u64,
+}
+
+impl Worker {
+    /// Without weights.
+    pub(super) fn new(shape: &UnitShape) -> Self {
+        let slots = vec![vec![None; shape.physical_per_layer()]; shape.layers.into()];
+        Self { slots, tables: None, armed: None, rejoins: false, hangs_until: 0, stepped_at: 0, changes: 0 }
+    }
+
+    /// The GPUs forget everything.
+    pub(super) fn lose(&mut self, shape: &UnitShape) {
+        let changes = self.changes + 1;
+        *self = Self { changes, rejoins: true, ..Self::new(shape) };
+    }
+
+    /// The tables in service.
+    pub(super) fn tables(&self) -> Option<&Arc<Plan>> {
+        self.tables.as_ref()
+    }
+
+    /// What lies in a slot.
+    pub(super) fn holds(&self, layer: usize, slot: usize) -> Option<ExpertId> {
+        self.slots[layer][slot]
+    }
+
+    /// Loads the weights that a plan wants on these ranks, and serves it.
+    pub(super) fn boot(&mut self, plan: &Arc<Plan>, shape: &UnitShape, ranks: &[Rank], now: u64) {
+        self.changes += 1;
+        for (layer, slots) in self.slots.iter_mut().enumerate() {
+            for slot in ranks.iter().flat_map(|&rank| shape.slots_of_rank(rank)) {
+                slots[slot] = plan.layers[layer].physical_to_logical[slot];
+            }
+        }
+        self.tables = Some(Arc::clone(plan));
+        self.armed = None;
+        self.stepped_at = now;
+    }
+
+    /// Takes the tables out of service while weights are loaded anew.
+    pub(super) fn stop(&mut self) {
+        self.changes += 1;
+        self.tables = None;
+        self.armed = None;
+    }
+
+    /// Puts bytes into a slot.
+    pub(super) fn write(&mut self, slot: &Move, content: Option<ExpertId>) {
+        self.changes += 1;
+        self.slots[slot.layer.index()][slot.destination as usize] = content;
+    }
+
+    /// The tables of this plan go into service at the end of the step.
+    pub(super) fn arm(&mut self, plan: Arc<Plan>) {
+        if planted!(TablesFlipWithinStep) {
+            self.tables = Some(Arc::clone(&plan));
+        }
+        self.armed = Some(plan);
+    }
+
+    pub(super) fn hang(&mut self, until: u64) {
+        self.hangs_until = self.hangs_until.max(until);
+    }
+
+    pub(super) fn hangs(&self, now: u64) -> bool {
+        now < self.hangs_until
+    }
+
+    /// Whether it hangs, or has only just come back.
+    pub(super) fn hung_lately(&self, now: u64, step_ms: u64) -> bool {
+        now < self.hangs_until + 2 * step_ms
+    }
+
+    pub(super) fn recover(&mut self, now: u64) {
+        self.hangs_until = self.hangs_until.min(now);
+    }
+
+    /// The end of a step, if weights are there: an armed plan goes into service.
+    pub(super) fn step(&mut self, now: u64) {
+        if self.tables.is_none() || self.hangs(now) {
+            return;
+        }
+        self.stepped_at = now;
+        if let Some(plan) = self.armed.take() {
+            self.changes += 1;
+            self.rejoins = false;
+            self.tables = Some(plan);
+        }
+    }
+}
