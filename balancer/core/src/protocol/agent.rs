@@ -37,6 +37,7 @@ pub use moves::{MovesError, NodeMove};
 use crate::ids::{NodeId, Rank, Term, UnitId};
 use crate::invariants;
 use crate::plan::Plan;
+use crate::planted;
 use crate::topology::{TopologyError, UnitShape, UnitTopology};
 use crate::units::Millis;
 use std::collections::BTreeMap;
@@ -243,7 +244,9 @@ impl Agent {
     }
 
     fn on_disconnected(&mut self, stream: StreamId) -> Vec<Action> {
-        self.streams.remove(&stream);
+        if !planted!(AgentStreamsKept) {
+            self.streams.remove(&stream);
+        }
         self.leader = self.leader.filter(|leader| *leader != stream);
         Vec::new()
     }
@@ -265,6 +268,9 @@ impl Agent {
             };
         }
         self.seen = term;
+        if term > self.term && planted!(TermNotPersisted) {
+            self.adopt(term);
+        }
         if term > self.term {
             self.awaiting = Some(Awaiting::Welcome { stream, role, term, boot_plan });
             return vec![Action::PersistTerm(term)];
@@ -296,11 +302,11 @@ impl Agent {
 
     /// A worker that holds no weights boots with the leader's plan.
     fn boot(&mut self, plan: Option<Arc<Plan>>) -> Vec<Action> {
-        if self.applied.is_some() || self.booting.is_some() {
+        if (self.applied.is_some() && !planted!(RebootOnWelcome)) || self.booting.is_some() {
             return Vec::new();
         }
         let trivial = || Arc::new(Plan::boot(self.topology.unit().clone(), self.topology.shape()));
-        let named = Named::new(plan.unwrap_or_else(trivial));
+        let named = Named::new(plan.filter(|_| !planted!(BootWithoutHead)).unwrap_or_else(trivial));
         if let Err(violation) = invariants::check(&named.plan, None, &self.topology) {
             return self.refuse(named.id, RefusalCode::InvalidPlan, coded(violation.code(), &violation));
         }
@@ -310,6 +316,13 @@ impl Agent {
     }
 
     fn on_term_persisted(&mut self, now: Millis) -> Vec<Action> {
+        if planted!(RebootOnNewTerm)
+            && let Some(named) = self.applied.clone()
+        {
+            self.awaiting = None;
+            self.booting = Some(named.clone());
+            return vec![Action::Boot(named.plan)];
+        }
         match self.awaiting.take().expect("checked by the caller") {
             Awaiting::Welcome { stream, role, term, boot_plan } => {
                 self.adopt(term);
@@ -325,11 +338,15 @@ impl Agent {
     fn adopt(&mut self, term: Term) {
         assert!(term > self.term, "only a higher term is persisted");
         self.term = term;
+
         // Whoever led before does not any more; the stream of the new leader is set by what follows.
         self.leader = None;
     }
 
     fn on_term_not_persisted(&mut self, code: RefusalCode, message: String) -> Vec<Action> {
+        if planted!(TermKeptDespiteFullDisk) {
+            return self.on_term_persisted(Millis(0));
+        }
         match self.awaiting.take().expect("checked by the caller") {
             // The leader's next Welcome tries again: without its term nothing can be booted.
             Awaiting::Welcome { stream, role: BalancerRole::Leader, .. } if self.applied.is_none() => {
@@ -357,6 +374,9 @@ impl Agent {
         let Record::UnderWay { elapsed_us } = self.record else {
             panic!("only what was ordered is persisted")
         };
+        if planted!(AppliedDespiteFullDisk) {
+            return self.on_plan_persisted();
+        }
         let retry_at = now.after(PERSIST_RETRY_MS);
         self.record = Record::Failed { elapsed_us, code, message: message.clone(), retry_at };
         let id = self.applied().expect("a plan in service was to be persisted");
@@ -367,6 +387,12 @@ impl Agent {
         let plan = named.plan.clone();
         self.applied = Some(named);
         self.record = Record::UnderWay { elapsed_us };
+        if planted!(AppliedBeforePersisted) {
+            let id = self.applied().expect("just set");
+            let mut actions = self.reply(id, Outcome::Applied { elapsed_us });
+            actions.push(Action::PersistPlan(plan));
+            return actions;
+        }
         vec![Action::PersistPlan(plan)]
     }
 
@@ -386,11 +412,17 @@ impl Agent {
             return Vec::new();
         }
         let (term, id) = command.name();
-        if term < self.seen {
+        if planted!(TermFollowsCommands) {
+            (self.term, self.seen) = (self.term.min(term), self.seen.min(term));
+        }
+        if term < self.seen && !planted!(StaleTermObeyed) {
             let (code, message) = (RefusalCode::StaleTerm, self.stale(term));
             return vec![self.reply_on(stream, id, Outcome::Refused { code, message })];
         }
         self.seen = term;
+        if term > self.term && planted!(TermNotPersisted) {
+            self.adopt(term);
+        }
         if term > self.term {
             self.awaiting = Some(Awaiting::Command { stream, command });
             return vec![Action::PersistTerm(term)];
@@ -526,6 +558,10 @@ impl Agent {
         };
         let other = pending.named.id;
         match pending.stage {
+            Stage::Staging { .. } if other == id && planted!(FlipWhileStaging) => {
+                pending.stage = Stage::Flipping(Tally::default());
+                vec![Action::Flip { attempt: pending.attempt, plan: pending.named.plan.clone() }]
+            }
             Stage::Prepared(tally) if other == id => {
                 pending.stage = Stage::Flipping(tally);
                 (pending.term, pending.stream) = (term, stream);
@@ -546,6 +582,7 @@ impl Agent {
         match &self.pending {
             // Committed: only forward. The answer to COMMIT tells how it ended.
             Some(pending) if aborts(pending) && matches!(pending.stage, Stage::Flipping(_)) => Vec::new(),
+            Some(pending) if aborts(pending) && planted!(AbortIgnored) => self.reply(id, Outcome::Aborted),
             Some(pending) if aborts(pending) => {
                 let mut actions = self.unstage();
                 actions.extend(self.reply(id, Outcome::Aborted));

@@ -34,6 +34,7 @@ mod tests;
 pub use events::{Action, AdoptError, Answer, Cause, Event, Found, Generation, Holder, Reason};
 
 use crate::ids::Term;
+use crate::planted;
 use crate::records::{self, LeaderRecord, LeaseId, Revision};
 use crate::units::Millis;
 use lease::Lease;
@@ -77,6 +78,12 @@ impl Settings {
 
     /// Until when a lease that was given its whole time by a call sent at `sent_at` lets its holder command.
     fn until(&self, sent_at: Millis) -> Millis {
+        if planted!(SafetyMarginForgotten) {
+            return sent_at.after(self.ttl_ms);
+        }
+        if planted!(DeadlineDoubled) {
+            return sent_at.after(2 * self.ttl_ms);
+        }
         sent_at.after(self.ttl_ms - self.safety_ms)
     }
 }

@@ -14,6 +14,7 @@
 
 use crate::ids::{Digest, Epoch, NodeId};
 use crate::plan::Plan;
+use crate::planted;
 use crate::units::Millis;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -257,7 +258,11 @@ impl UnitControl {
 
     /// Whether a plan may be proposed: every node serves the head and nothing is under way.
     pub fn can_propose(&self) -> bool {
-        self.phase == Phase::Steady && self.nodes.values().all(|s| *s == Standing::Current)
+        let ready = |s: &Standing| {
+            *s == Standing::Current
+                || planted!(ProposeWhileBehind) && !matches!(s, Standing::Away | Standing::Booting)
+        };
+        self.phase == Phase::Steady && self.nodes.values().all(ready)
     }
 
     /// The plan before the head, as far as it is known.
@@ -397,6 +402,9 @@ impl UnitControl {
             actions.push(Action::Aborted { plan: id, code: code.to_owned(), node: None });
             return;
         }
+        if planted!(HeadNotAdvanced) {
+            return;
+        }
         self.parent = Some((std::mem::replace(&mut self.head, plan), self.head_id));
         self.head_id = id;
         for (node, standing) in &mut self.nodes {
@@ -425,12 +433,16 @@ impl UnitControl {
         actions: &mut Vec<Action>,
     ) {
         if let Phase::Preparing { plan, id: prepared, waiting, .. } = &mut self.phase
-            && *prepared == id
+            && (*prepared == id || planted!(AnswerOfAnyPlanCounts))
         {
+            let id = *prepared;
             match answer {
                 Answer::Prepared => {
                     waiting.remove(node);
-                    if waiting.is_empty() {
+                    if planted!(CommitBeforeStored) && waiting.is_empty() {
+                        actions.push(Action::Commit { node: node.clone(), plan: id });
+                    }
+                    if waiting.is_empty() || waiting.len() == 1 && planted!(CommitBeforeLastPrepared) {
                         let plan = Arc::clone(plan);
                         actions.push(Action::Store(Arc::clone(&plan)));
                         self.phase = Phase::Storing { plan, id };
@@ -519,6 +531,7 @@ impl UnitControl {
         for (node, standing) in &mut self.nodes {
             if let Standing::Behind(due) = *standing
                 && due <= now
+                && !planted!(RollForwardForgotten)
             {
                 let (base, _) =
                     self.parent.as_ref().expect("a node is behind only when the head has a parent");

@@ -2,12 +2,13 @@
 
 use super::{Change, Expect, Key, LeaderRecord, Manifest, Opaque, Record, Revision, Transaction};
 use crate::ids::{Term, UnitId};
+use crate::planted;
 
 /// Takes the leader's key, if nobody has it. The revision at which it is done is the new term's.
 pub fn campaign(leader: LeaderRecord) -> Transaction {
     let lease = leader.lease;
     Transaction {
-        expects: vec![Expect::Absent(Key::Leader)],
+        expects: if planted!(CampaignOverLeader) { Vec::new() } else { vec![Expect::Absent(Key::Leader)] },
         changes: vec![Change::Put(Key::Leader, Record::Leader(leader), Some(lease))],
     }
 }
@@ -60,10 +61,25 @@ pub fn commit(
     }
     let key = Key::Head(unit.clone());
     let expect = head.map_or(Expect::Absent(key.clone()), |revision| Expect::Modified(key.clone(), revision));
-    changes.push(Change::Put(Key::Manifest(unit.clone(), name.epoch), Record::Manifest(manifest), None));
+    if !planted!(ManifestForgotten) {
+        changes.push(Change::Put(Key::Manifest(unit.clone(), name.epoch), Record::Manifest(manifest), None));
+    }
     changes.push(Change::Put(key, Record::Plan(name), None));
     changes.push(Change::Delete(Key::Pending(unit.clone())));
     changes.extend(with);
-    transactions.push(Transaction { expects: vec![Expect::Reigns(term), expect], changes });
+    let mut expects = vec![Expect::Reigns(term), expect];
+    if planted!(CommitWithoutHeadExpectation) {
+        expects.truncate(1);
+    }
+    if planted!(CommitUnfenced) {
+        expects.remove(0);
+    }
+    if planted!(CommitExpectsNothing) {
+        expects.clear();
+    }
+    transactions.push(Transaction { expects, changes });
+    if planted!(HeadBeforeChunks) {
+        transactions.rotate_right(1);
+    }
     transactions
 }

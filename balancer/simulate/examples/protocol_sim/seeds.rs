@@ -44,7 +44,12 @@ pub(crate) fn run(first: u64, count: u64, threads: usize) -> ExitCode {
         sum.add(outcome);
         if told.elapsed() >= PROGRESS {
             told = Instant::now();
-            println!("{} of {count} seeds, {} failed, {:.0} s", sum.runs, sum.failed, began.elapsed().as_secs_f64());
+            println!(
+                "{} of {count} seeds, {} failed, {:.0} s",
+                sum.runs,
+                sum.failed,
+                began.elapsed().as_secs_f64()
+            );
         }
         sum.failed < FAILURES_MAX
     });

@@ -97,6 +97,9 @@ pub(super) struct AgentProcess {
     inbox: VecDeque<Input>,
     staging: Option<Staging>,
     flipping: Option<Flipping>,
+    sources_lost: u32,
+    /// Everything is staged and waits for COMMIT.
+    prepared: bool,
 }
 
 impl AgentProcess {
@@ -131,6 +134,8 @@ impl AgentProcess {
             inbox: VecDeque::new(),
             staging: None,
             flipping: None,
+            sources_lost: 0,
+            prepared: false,
         }
     }
 
@@ -139,16 +144,22 @@ impl AgentProcess {
         self.machine.is_some() && self.welcomed.iter().all(|welcomed| *welcomed)
     }
 
-    /// Term of the last Welcome or command that the machine was given.
-    pub(super) fn given(&self) -> Term {
-        self.given
-    }
-
     /// Forgets disk and workers: the operator starts it without its state.
     pub(super) fn wipe(&mut self, shape: &UnitShape) {
         self.disk.wipe();
         self.worker.lose(shape);
         self.given = Term::default();
+        self.sources_lost = 0;
+    }
+
+    /// Attempts in a row to stage what no node holds any more.
+    pub(super) fn sources_lost(&self) -> u32 {
+        self.sources_lost
+    }
+
+    /// What the workers do besides: weights are being staged; they are, and COMMIT has not come.
+    pub(super) fn work(&self) -> (bool, bool) {
+        (self.staging.is_some(), self.prepared)
     }
 
     /// What waits in queues of the process.
@@ -179,6 +190,7 @@ impl World {
         let agent = &mut self.agents[a];
         agent.life += 1;
         (agent.persisting, agent.staging, agent.flipping) = (None, None, None);
+        agent.prepared = false;
         agent.inbox.clear();
         agent.sessions.fill(None);
         agent.welcomed.fill(false);
@@ -438,7 +450,10 @@ impl World {
                 self.persist(a, record, Persisting::Term);
             }
             Action::PersistPlan(plan) => {
-                let record = Record { plan: Some(plan), ..self.agents[a].record.clone() };
+                let mut record = Record { plan: Some(plan), ..self.agents[a].record.clone() };
+                if planted!(PlanWriteDropsTerm) {
+                    record.term = Term::default();
+                }
                 self.persist(a, record, Persisting::Plan);
             }
             Action::Boot(plan) => {
@@ -461,11 +476,13 @@ impl World {
                     ),
                 );
                 self.acted(a);
+                self.see(Seen::Stages { agent: a, plan: (plan.epoch, plan.digest()) });
                 self.agents[a].staging = Some(Staging { attempt, moves, peers, next: 0 });
                 let wait = self.stage_time();
                 self.plan_agent(a, wait, Input::StageNext { attempt });
             }
             Action::Unstage { attempt } => {
+                self.agents[a].prepared = false;
                 self.agents[a].staging.take_if(|staging| staging.attempt == attempt);
             }
             Action::Flip { attempt, plan } => {
@@ -473,7 +490,8 @@ impl World {
                 let id = (plan.epoch, plan.digest());
                 self.see(Seen::Flips { agent: a, plan: id });
                 let agent = &mut self.agents[a];
-                agent.worker.arm(plan);
+                agent.prepared = false;
+                agent.worker.arm(plan, self.now);
                 agent.flipping = Some(Flipping { attempt, plan: id, since: self.now });
                 self.plan_agent(a, FLIP_POLL_MS, Input::FlipPoll { attempt });
             }
@@ -569,8 +587,11 @@ impl World {
     fn stage_next(&mut self, a: usize, attempt: u64) {
         let failing = self.faulty && self.faults.staging_fails && self.random.permille(40);
         let Some(staging) = self.agents[a].staging.as_mut().filter(|s| s.attempt == attempt) else { return };
-        let Some(next) = staging.moves.get(staging.next).copied() else {
-            self.agents[a].staging = None;
+        let moves =
+            staging.moves.len() - usize::from(planted!(StagingStopsEarly) && !staging.moves.is_empty());
+        let Some(next) = staging.moves[..moves].get(staging.next).copied() else {
+            (self.agents[a].staging, self.agents[a].sources_lost) = (None, 0);
+            self.agents[a].prepared = true;
             self.agent_event(a, agent::Event::Staged { attempt, tally: Default::default() });
             return;
         };
@@ -586,6 +607,7 @@ impl World {
         self.agents[a].worker.write(&next.slot, content);
         if content != Some(next.slot.expert) && !planted!(StagedBytesNotVerified) {
             self.agents[a].staging = None;
+            self.agents[a].sources_lost += 1;
             self.agent_event(a, failed(RefusalCode::FingerprintMismatch));
             return;
         }

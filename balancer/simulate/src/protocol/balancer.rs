@@ -281,8 +281,17 @@ impl World {
             return;
         }
         let Some(head) = reign.units().get(id).and_then(Unit::head).cloned() else { return };
-        let plan = super::plans::child(&head, &self.units[unit].shape, &mut self.random);
-        let plan = self.know(plan);
+        // What was given up may be tried again, as a solve of the same loads does.
+        let again =
+            self.last_proposed[unit].clone().filter(|plan| plan.parent == Some((head.epoch, head.digest())));
+        let plan = match again.filter(|_| self.random.permille(500)) {
+            Some(plan) => plan,
+            None => {
+                let plan = super::plans::child(&head, &self.units[unit].shape, &mut self.random);
+                self.know(plan)
+            }
+        };
+        self.last_proposed[unit] = Some(Arc::clone(&plan));
         self.proposed(b, plan);
     }
 

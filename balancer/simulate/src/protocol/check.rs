@@ -95,6 +95,8 @@ pub(super) enum Seen<'a> {
     AgentAdopted { agent: usize, term: Term },
     /// An agent boots, stages or flips by an order of this term.
     AgentActed { agent: usize, term: Term },
+    /// An agent begins to stage a plan.
+    Stages { agent: usize, plan: PlanId },
     /// An agent flips its workers to this plan.
     Flips { agent: usize, plan: PlanId },
     /// An agent answers.

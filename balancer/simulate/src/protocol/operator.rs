@@ -12,11 +12,26 @@ use evenkeel_core::records::{Key, Pin, RequestId};
 /// How often the operator acts, on average.
 const ORDER_MS: u64 = 2_500;
 
+/// After a restore, whoever led before it leads no more when this time is over.
+const WIPE_MS: u64 = 6_000;
+
+/// A node that finds its sources without the weights this often in a row is started without its state, and boots with the
+/// head: a host that lost power took the last bytes of a slot that the head has given up.
+const LOST_MAX: u32 = 8;
+
 impl World {
     pub(super) fn operate(&mut self) {
         let wait = self.random.gap(ORDER_MS);
         self.queue.at(self.now + wait, Event::Operator);
         self.adopt_if_needed();
+        if self.restores > 0 && self.now > self.restored_at + WIPE_MS {
+            (0..self.units.len()).for_each(|unit| self.wipe_if_ahead(unit));
+        }
+        for a in 0..self.agents.len() {
+            if self.agents[a].sources_lost() >= LOST_MAX {
+                self.start_without_state(a);
+            }
+        }
         let Some(b) = self.leading() else { return };
         let Some(asked) = self.next_order() else { return };
         self.trace.note(

@@ -9,7 +9,6 @@ use super::store::{Answer, Request};
 use super::world::World;
 use evenkeel_core::ids::{Digest, Term};
 use evenkeel_core::plan::Plan;
-use evenkeel_core::planted;
 use evenkeel_core::protocol::agent::{self, BalancerRole, Command, NodeMove, Prepare, Reply};
 use evenkeel_core::protocol::election::{self, State};
 use evenkeel_core::protocol::membership::Claim;
@@ -74,9 +73,6 @@ impl World {
             }
             Action::Transact { ticket, transactions } => {
                 let mut rest: VecDeque<Transaction> = transactions.iter().cloned().collect();
-                if planted!(TransactionsReordered) {
-                    rest.rotate_right(1);
-                }
                 let first = rest.pop_front().expect("at least one transaction");
                 self.call(b, Purpose::Transact { ticket, rest }, Request::Transact(first));
             }

@@ -157,8 +157,13 @@ impl Store {
         let Some(backup) = random.of(&self.backups) else { return false };
         self.memory = backup.restored();
         self.leases.clear();
-        while self.memory.grant().0 < self.granted {}
-        true
+        loop {
+            let lease = self.memory.grant();
+            self.memory.end(lease);
+            if lease.0 >= self.granted {
+                return true;
+            }
+        }
     }
 
     pub(super) fn compact(&mut self) {

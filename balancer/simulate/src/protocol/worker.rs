@@ -19,6 +19,8 @@ pub(super) struct Worker {
     pub(super) rejoins: bool,
     /// Until when it hangs within a step.
     hangs_until: u64,
+    /// When the tables were last replaced.
+    pub(super) flipped_at: u64,
     /// End of the last step.
     pub(super) stepped_at: u64,
     /// Grows with all that changes slots or tables.
@@ -29,7 +31,16 @@ impl Worker {
     /// Without weights.
     pub(super) fn new(shape: &UnitShape) -> Self {
         let slots = vec![vec![None; shape.physical_per_layer()]; shape.layers.into()];
-        Self { slots, tables: None, armed: None, rejoins: false, hangs_until: 0, stepped_at: 0, changes: 0 }
+        Self {
+            slots,
+            tables: None,
+            armed: None,
+            rejoins: false,
+            hangs_until: 0,
+            flipped_at: 0,
+            stepped_at: 0,
+            changes: 0,
+        }
     }
 
     /// The GPUs forget everything.
@@ -75,9 +86,9 @@ impl Worker {
     }
 
     /// The tables of this plan go into service at the end of the step.
-    pub(super) fn arm(&mut self, plan: Arc<Plan>) {
+    pub(super) fn arm(&mut self, plan: Arc<Plan>, now: u64) {
         if planted!(TablesFlipWithinStep) {
-            self.tables = Some(Arc::clone(&plan));
+            (self.tables, self.flipped_at) = (Some(Arc::clone(&plan)), now);
         }
         self.armed = Some(plan);
     }
@@ -99,15 +110,29 @@ impl Worker {
         self.hangs_until = self.hangs_until.min(now);
     }
 
+    /// Empties the slots that a plan gives up.
+    fn clear_released(&mut self, plan: &Plan) {
+        for (slots, layer) in self.slots.iter_mut().zip(&plan.layers) {
+            for (slot, kept) in slots.iter_mut().zip(&layer.physical_to_logical) {
+                *slot = slot.filter(|_| kept.is_some());
+            }
+        }
+    }
+
     /// The end of a step, if weights are there: an armed plan goes into service.
-    pub(super) fn step(&mut self, now: u64) {
-        if self.tables.is_none() || self.hangs(now) {
+    pub(super) fn step(&mut self, now: u64, staging: bool, prepared: bool) {
+        let waits = staging && planted!(StepsWaitForStaging) || prepared && planted!(StepsWaitForCommit);
+        if self.tables.is_none() || self.hangs(now) || waits {
             return;
         }
         self.stepped_at = now;
         if let Some(plan) = self.armed.take() {
             self.changes += 1;
+            self.flipped_at = now;
             self.rejoins = false;
+            if planted!(ReleasedSlotsCleared) {
+                self.clear_released(&plan);
+            }
             self.tables = Some(plan);
         }
     }

@@ -110,6 +110,8 @@ pub(super) struct World {
     unheard_restores: BTreeSet<usize>,
     plans: BTreeMap<Digest, Arc<Plan>>,
     pub(super) asked: Vec<Ordered>,
+    /// The last plan that was proposed for each unit.
+    pub(super) last_proposed: Vec<Option<Arc<Plan>>>,
     pub(super) orders: u64,
     pub(super) trace: Trace,
     checks: Checks,
@@ -141,6 +143,7 @@ impl World {
             unheard_restores: BTreeSet::new(),
             plans: BTreeMap::new(),
             asked: Vec::new(),
+            last_proposed: Vec::new(),
             orders: 0,
             trace: Trace::new(printed),
             checks: Checks::default(),
@@ -177,6 +180,7 @@ impl World {
                 ));
                 agents.push(a);
             }
+            self.last_proposed.push(None);
             self.units.push(UnitSpec { id: unit_id(u), shape, agents });
         }
     }
@@ -240,7 +244,8 @@ impl World {
             }
             Event::WorkerStep(a) => {
                 let agent = &mut self.agents[a];
-                agent.worker.step(self.now);
+                let (staging, prepared) = agent.work();
+                agent.worker.step(self.now, staging, prepared);
                 let at = self.now + agent.step_ms;
                 self.queue.at(at, Event::WorkerStep(a));
             }
@@ -347,12 +352,11 @@ impl World {
         self.note(format_args!("the store is put back to revision {}", self.store.memory.revision().0));
         self.unheard_restores = (0..self.balancers.len()).collect();
         self.see(Seen::Restored);
-        (0..self.units.len()).for_each(|unit| self.wipe_if_ahead(unit));
         self.wake_watches();
     }
 
     /// A unit whose agents serve what the backup does not know is started without its state.
-    fn wipe_if_ahead(&mut self, unit: usize) {
+    pub(super) fn wipe_if_ahead(&mut self, unit: usize) {
         let head = self.head_in_store(&self.units[unit].id);
         let parent = head.and_then(|head| self.plans[&head.1].parent);
         let agents = self.units[unit].agents.clone();
@@ -368,14 +372,16 @@ impl World {
         if !agents.iter().any(ahead) {
             return;
         }
-        for a in agents {
-            self.stop_agent(a, false);
-            let shape = self.units[unit].shape.clone();
-            self.agents[a].wipe(&shape);
-            self.note(format_args!("agent {a} is started without its state"));
-            self.see(Seen::Wiped { agent: a });
-            self.queue.at(self.now + 200, Event::StartAgent(a));
-        }
+        agents.into_iter().for_each(|a| self.start_without_state(a));
+    }
+
+    pub(super) fn start_without_state(&mut self, a: usize) {
+        self.stop_agent(a, false);
+        let shape = self.units[self.agents[a].unit].shape.clone();
+        self.agents[a].wipe(&shape);
+        self.note(format_args!("agent {a} is started without its state"));
+        self.see(Seen::Wiped { agent: a });
+        self.queue.at(self.now + 200, Event::StartAgent(a));
     }
 
     pub(super) fn head_in_store(&self, unit: &UnitId) -> Option<PlanId> {
@@ -383,6 +389,11 @@ impl World {
             Some(Record::Plan(plan)) => Some((plan.epoch, plan.digest)),
             _ => None,
         }
+    }
+
+    /// What every balancer is, for messages.
+    pub(super) fn elections(&self) -> Vec<Option<State>> {
+        self.balancers.iter().map(|b| b.election().map(|election| election.state())).collect()
     }
 
     pub(super) fn may_command(&self, b: usize) -> bool {

@@ -1,6 +1,7 @@
 //! The standby's connection to the leader, and what its end proves.
 
 use super::{Action, Holder};
+use crate::planted;
 use crate::records::{LeaderRecord, LeaseId};
 use crate::units::Millis;
 
@@ -53,7 +54,7 @@ impl Peer {
 
     pub(super) fn away(&mut self, lease: LeaseId) {
         if let Some(contact @ (Contact::Up | Contact::Retrying)) = self.of(lease) {
-            *contact = Contact::Dialled;
+            *contact = if planted!(RevokeOnSilence) { Contact::Gone(Millis(0)) } else { Contact::Dialled };
         }
     }
 

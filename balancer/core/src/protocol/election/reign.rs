@@ -6,6 +6,7 @@ use super::{
     Stage,
 };
 use crate::ids::Term;
+use crate::planted;
 use crate::records::{Change, Key, LeaseId, Record, Revision, Transaction, guarded};
 use crate::units::Millis;
 use std::cmp::Ordering;
@@ -100,6 +101,7 @@ impl Election {
     pub(super) fn freeze_when_due(&mut self, now: Millis, out: &mut Vec<Action>) {
         if let Stage::Holding(reign) = &mut self.stage
             && matches!(reign.phase, Phase::Leading { until } if until <= now)
+            && !planted!(FreezeIgnored)
         {
             reign.phase = Phase::Frozen;
             out.push(Action::Freeze);
@@ -114,6 +116,7 @@ impl Election {
         };
         if let Stage::Holding(reign) = &mut self.stage
             && until > now
+            && !planted!(ThawForgotten)
         {
             reign.phase = Phase::Leading { until };
             out.push(Action::Thaw { until });
@@ -130,6 +133,7 @@ impl Election {
     }
 
     pub(super) fn kept_alive(&mut self, now: Millis, lease: LeaseId, sent_at: Millis, out: &mut Vec<Action>) {
+        let sent_at = if planted!(DeadlineFromAnswer) { now } else { sent_at };
         if !self.lease.kept(lease, sent_at, self.settings.ttl_ms) {
             return;
         }
@@ -183,6 +187,9 @@ impl Election {
         }
         if self.adopting.take().is_some() {
             out.push(Action::Adopted(Err(AdoptError::NotTaken)));
+        }
+        if planted!(LeaseNotRenewed) {
+            self.lease = Lease::Asked;
         }
         if let Some(lease) = self.lease.shed()
             && reason != Reason::LeaseEnded

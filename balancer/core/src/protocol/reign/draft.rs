@@ -6,6 +6,7 @@ use super::{Action, Admin, DraftReason, Now, OrderError, Reign, StreamId, Unit};
 use crate::experts::{arrange_step, step_towards};
 use crate::ids::{NodeId, UnitId};
 use crate::plan::Plan;
+use crate::planted;
 use crate::protocol::unit::PlanRef;
 use crate::records::{AuditId, AuditRecord, Change, Key, Pause, PlanName, Record, RequestRecord, Revision};
 use crate::units::Millis;
@@ -49,11 +50,17 @@ impl Rollback {
             detail: format!("to the content of plan {}", self.to.epoch),
         };
         let mut changes = vec![Change::Put(Key::Audit(audit), Record::Audit(entry), None)];
+        if planted!(RollbackWithoutAudit) {
+            changes.clear();
+        }
         if let Some(order) = &self.order {
             self.audit = Some(audit);
             let answer = Answer::kept(audit, &self.text);
             let request = RequestRecord { at_ms: now.unix_ms, content: order.content, answer };
-            changes.push(Change::Put(Key::Request(order.request.clone()), Record::Request(request), None));
+            if !planted!(RollbackForgetsRequest) {
+                let key = Key::Request(order.request.clone());
+                changes.push(Change::Put(key, Record::Request(request), None));
+            }
             let pause = Record::Pause(self.pause.clone());
             changes.push(Change::Put(Key::Pause(self.to.unit.clone()), pause, None));
         }

@@ -3,6 +3,7 @@
 
 use super::{Notice, Now, Reign};
 use crate::ids::{NodeId, UnitId};
+use crate::planted;
 use crate::units::Millis;
 use std::collections::BTreeMap;
 
@@ -104,6 +105,9 @@ impl Reign {
         if self.loss.all && mostly(connected, members) {
             self.loss.all = false;
             self.notice(Notice::MassLoss { unit: None, on: false });
+        }
+        if planted!(ReturnWaitedForEver) {
+            return;
         }
         if self.loss.calm_until.is_some_and(|until| now.at >= until || mostly(connected, members)) {
             self.loss.calm_until = None;

@@ -41,6 +41,7 @@ pub use streams::Stream;
 pub use units::{Held, Unit};
 
 use crate::ids::{NodeId, Term, UnitId};
+use crate::planted;
 use crate::protocol::unit::Limits;
 use crate::records::AuditId;
 use crate::units::Millis;
@@ -149,7 +150,8 @@ impl Reign {
     }
 
     fn commands_at(&self, now: Millis) -> bool {
-        self.lead.as_ref().is_some_and(|lead| lead.frozen_since.is_none() && now < lead.until)
+        let within = |lead: &Lead| lead.frozen_since.is_none() && now < lead.until;
+        self.lead.as_ref().is_some_and(|lead| within(lead) || planted!(DeadlineIgnored))
     }
 
     /// The units of this term; none while standing by.
@@ -205,6 +207,9 @@ impl Reign {
             state.units.into_iter().map(|unit| Unit::recovered(unit, self.settings.limits)).collect();
         self.loss = Loss::after_begin(now.at, self.members());
         self.note_deadline(now);
+        if planted!(WelcomeNotRepeated) {
+            return;
+        }
         for stream in self.streams.keys().copied().collect::<Vec<_>>() {
             self.welcome_again(now, stream);
         }
@@ -232,7 +237,7 @@ impl Reign {
 
     /// A deadline that has passed freezes, whether or not anybody says so.
     fn note_deadline(&mut self, now: Now) {
-        if self.lead.as_ref().is_some_and(|lead| now.at >= lead.until) {
+        if self.lead.as_ref().is_some_and(|lead| now.at >= lead.until) && !planted!(FreezeIgnored) {
             self.freeze(now);
         }
     }

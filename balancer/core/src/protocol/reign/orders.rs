@@ -16,6 +16,7 @@ use super::holds::{Effect, Feasible};
 use super::order::Answer;
 use super::write::{Call, Loss, Seen, Step, Write};
 use super::{Action, Admin, Now, OrderError, Owner, Reign, Trouble};
+use crate::planted;
 use crate::records::{
     AuditId, AuditRecord, Change, Expect, Key, Outcome, Record, RequestRecord, Transaction, Versioned,
 };
@@ -97,6 +98,10 @@ impl Reign {
             return;
         }
         pending.state = State::Checking;
+        if planted!(RequestNeverLookedAt) {
+            let now = Now { at: pending.answer_by, unix_ms: 0 };
+            return self.begin_order(now);
+        }
         self.call_order(Call::Read);
     }
 
@@ -117,6 +122,16 @@ impl Reign {
     /// Answers the order at the head, and goes on with the next.
     fn end_order(&mut self, answer: Result<Answer, OrderError>) {
         let pending = self.orders.queue.pop_front().expect("an order is worked on");
+        if planted!(DoneOrderStaysQueued) && answer.is_ok() {
+            self.orders.queue.push_front(Pending {
+                state: State::Waiting,
+                answered: true,
+                ..pending.clone()
+            });
+        }
+        if planted!(OperatorsForgotten) && answer.is_err() {
+            return self.next_order();
+        }
         if !pending.answered {
             self.answer(&pending.admin, answer);
         }
@@ -160,6 +175,11 @@ impl Reign {
             self.begin_rollback(now, to.clone(), admin, feasible.text.clone());
             return self.next_order();
         }
+        if planted!(AnsweredBeforeStored) {
+            let text = feasible.text.clone();
+            self.answer(&admin, Ok(Answer { audit: None, text, repeated: false }));
+            self.orders.queue.front_mut().expect("an order is worked on").answered = true;
+        }
         let audit = self.audit_id(now);
         let write = self.order_write(now, &admin, &feasible, audit);
         let pending = self.orders.queue.front_mut().expect("an order is worked on");
@@ -181,8 +201,13 @@ impl Reign {
         let key = Key::Request(admin.request.clone());
         let mut changes = feasible.changes();
         changes.push(Change::Put(Key::Audit(audit), Record::Audit(entry), None));
-        changes.push(Change::Put(key.clone(), Record::Request(request), None));
-        let expects = vec![Expect::Reigns(term), Expect::Absent(key)];
+        if !planted!(RequestNotStored) {
+            changes.push(Change::Put(key.clone(), Record::Request(request), None));
+        }
+        let mut expects = vec![Expect::Reigns(term), Expect::Absent(key)];
+        if planted!(RequestNeverLookedAt) {
+            expects.truncate(1);
+        }
         // Whoever gave it repeats it: nothing is gained by waiting for a store that is away.
         Write::new(vec![Transaction { expects, changes }], now.at)
     }
@@ -192,7 +217,10 @@ impl Reign {
         let State::Writing { write, .. } = &mut pending.state else {
             unreachable!("only an order that is written is answered")
         };
-        let step = write.written(now.at, outcome);
+        let mut step = write.written(now.at, outcome);
+        if planted!(UnknownOrderTakenForDone) && outcome == Err(Trouble::Unknown) {
+            step = Step::Made(crate::records::Revision(1));
+        }
         self.order_step(now, step);
     }
 

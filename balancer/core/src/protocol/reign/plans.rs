@@ -6,6 +6,7 @@ use super::{Action, Held, Message, Notice, Now, Owner, Reign, Ticket, Trouble};
 use crate::ids::{NodeId, UnitId};
 use crate::invariants;
 use crate::plan::Plan;
+use crate::planted;
 use crate::protocol::unit::{self, PlanRef};
 use crate::records::{
     self, AuditId, AuditRecord, Change, Key, Manifest, Opaque, Outcome, PlanName, Record, Revision,
@@ -141,6 +142,8 @@ impl Reign {
         };
         let mut with = match unit.rollback.as_mut().filter(|_| rolls_back) {
             Some(rollback) => rollback.changes(now, name, audit),
+            None if planted!(CommitWithoutAudit) => Vec::new(),
+            None if planted!(BootWithoutAudit) && before.is_none() => Vec::new(),
             None => vec![commit_entry(audit, name, id, before.is_none())],
         };
         if before.is_none() {
@@ -170,7 +173,11 @@ impl Reign {
             self.notice(Notice::WriteRefused);
         }
         // What was asked in a term that is over concerns nobody any more.
-        match self.calls.remove(&ticket) {
+        let owner = match self.calls.get(&ticket) {
+            Some(owner) if planted!(CallsKept) => Some(owner.clone()),
+            _ => self.calls.remove(&ticket),
+        };
+        match owner {
             Some(Owner::Plan(id)) => {
                 let step = self.storing(&id).write.written(now.at, outcome);
                 self.plan_step(now, &id, step);
@@ -293,7 +300,7 @@ fn commit_entry(audit: AuditId, name: PlanName, id: &UnitId, boot: bool) -> Chan
         who: BALANCER.to_owned(),
         verb: "commit".to_owned(),
         unit: Some(id.clone()),
-        plan: Some(name),
+        plan: Some(name).filter(|_| !planted!(AuditNamesNoPlan)),
         detail: detail.to_owned(),
     };
     Change::Put(Key::Audit(audit), Record::Audit(record), None)

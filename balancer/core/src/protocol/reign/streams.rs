@@ -3,6 +3,7 @@
 use super::{Action, Introduction, Message, Notice, Now, Reign, Role, StreamId, Unit};
 use crate::ids::{NodeId, UnitId};
 use crate::plan::Plan;
+use crate::planted;
 use crate::protocol::membership::Claim;
 use crate::protocol::unit::{self, PlanRef};
 use crate::units::Millis;
@@ -255,7 +256,14 @@ impl Reign {
         code: &'static str,
         close: bool,
     ) -> Option<(UnitId, NodeId)> {
-        let Stream { unit, node, joined, .. } = self.streams.remove(&stream)?;
+        let Stream { unit, node, joined, .. } = if planted!(StreamsKept) {
+            let entry = self.streams.get_mut(&stream)?;
+            let ended = entry.clone();
+            entry.joined = false;
+            ended
+        } else {
+            self.streams.remove(&stream)?
+        };
         self.held.retain(|(of, _)| *of != stream);
         if self.nodes.get(&node) == Some(&stream) {
             self.nodes.remove(&node);

@@ -4,6 +4,7 @@ use super::write::Write;
 use super::{Holds, RecoveredUnit, StreamId};
 use crate::ids::{NodeId, Rank, Term, UnitId};
 use crate::plan::Plan;
+use crate::planted;
 use crate::protocol::membership::{Claim, Membership};
 use crate::protocol::unit::{Limits, PlanRef, UnitControl};
 use crate::records::{Change, Key, Opaque, Pause, PlanName, Record, Revision, UnitRecord};
@@ -153,7 +154,12 @@ impl Unit {
         }
         let topology = membership.topology().expect("a record has a node for every rank");
         let mut unit = Self::new(membership, holds, limits);
-        unit.form(topology, head.plan, parent, head.modified);
+        match parent {
+            Some(parent) if planted!(RecoveredHeadIsParent) => {
+                unit.form(topology, parent, None, head.modified);
+            }
+            parent => unit.form(topology, head.plan, parent, head.modified),
+        }
         (id, unit)
     }
 

@@ -15,6 +15,7 @@
 //! attempt that is made: however late an earlier one arrives, at most one is made.
 
 use super::Trouble;
+use crate::planted;
 use crate::records::{Outcome, Revision, Transaction};
 use crate::units::Millis;
 use std::sync::Arc;
@@ -99,6 +100,10 @@ impl Write {
         match outcome {
             Ok(Outcome::Done(revision)) => Step::Made(revision),
             // Refused: perhaps by an earlier attempt of ours that was made after all.
+            Ok(Outcome::Refused) if planted!(RefusedTakenForMade) => Step::Made(Revision(1)),
+            Err(Trouble::Unknown) if planted!(UnknownTakenForLost) => {
+                Step::Lost(Loss::Trouble(Trouble::Unknown))
+            }
             Ok(Outcome::Refused) if !self.in_doubt => Step::Lost(Loss::Refused),
             Ok(Outcome::Refused) => self.call(Call::Read),
             Err(Trouble::Unknown) => {
@@ -123,7 +128,7 @@ impl Write {
     /// Time has passed.
     pub(super) fn tick(&mut self, now: Millis) -> Step {
         match self.state {
-            State::Waiting(at, call) if at <= now => self.call(call),
+            State::Waiting(at, call) if at <= now && !planted!(StoreNotAskedAgain) => self.call(call),
             _ => Step::Wait,
         }
     }

@@ -23,6 +23,7 @@ impl Check for Bounded {
             if have <= most { Ok(()) } else { Err(format!("{what} of {of}: {have}, at most {most}")) }
         };
         for (b, balancer) in world.balancers.iter().enumerate() {
+            within("operators of balancer", b, balancer.operators.len(), ORDERS_MAX)?;
             within("calls of balancer", b, balancer.calls(), CALLS_MAX)?;
             for (what, have) in world.leader_sizes(b) {
                 let most = match what {

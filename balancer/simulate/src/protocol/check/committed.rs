@@ -1,6 +1,6 @@
 //! I4: no step mixes plans beyond what make before break allows. Every table in service is that of a committed plan;
 //! two nodes of a unit serve the same plan or a plan and its parent; and a plan is committed only after every node has
-//! said that it is staged.
+//! said that it is staged. Tables are replaced at the end of a step.
 
 use super::{Check, Seen, name};
 use crate::protocol::world::World;
@@ -32,6 +32,21 @@ impl Check for Committed {
                     _ => Ok(()),
                 }
             }),
+            Seen::Stages { agent, plan } => {
+                // Whatever was said before, it is not staged now.
+                let unit = world.agents[*agent].unit;
+                if let Some(staged) = self.staged.get_mut(&(unit, *plan)) {
+                    staged.remove(agent);
+                }
+                Ok(())
+            }
+            Seen::Restored => {
+                for (u, unit) in world.units.iter().enumerate() {
+                    let head = world.head_in_store(&unit.id).map(|head| head.0);
+                    self.committed.retain(|(of, id)| *of != u || head.is_some_and(|head| id.0 <= head));
+                }
+                Ok(())
+            }
             Seen::Flips { agent, plan } => {
                 let unit = world.agents[*agent].unit;
                 if !self.committed.contains(&(unit, *plan)) {
@@ -61,13 +76,17 @@ impl Check for Committed {
         if std::mem::replace(&mut self.looked, changes) == changes {
             return Ok(());
         }
+        let within = world.agents.iter().position(|agent| agent.worker.flipped_at > agent.worker.stepped_at);
+        if let Some(agent) = within {
+            return Err(format!("the tables of agent {agent} are replaced within a step"));
+        }
         for (u, unit) in world.units.iter().enumerate() {
             let tables = unit.agents.iter().filter_map(|a| Some((*a, world.agents[*a].worker.tables()?)));
             let mut lowest = None;
             let mut highest = None;
             for (a, plan) in tables {
                 let id = (plan.epoch, plan.digest());
-                if plan.epoch != Epoch::BOOT && !self.committed.contains(&(u, id)) {
+                if plan.epoch != Epoch::BOOT && world.restores == 0 && !self.committed.contains(&(u, id)) {
                     return Err(format!("agent {a} serves plan {}, which is not committed", name(id)));
                 }
                 if lowest.is_none_or(|(epoch, _)| id.0 < epoch) {

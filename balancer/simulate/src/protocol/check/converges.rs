@@ -28,7 +28,9 @@ impl Converges {
 
     fn missing(&mut self, world: &World) -> Option<String> {
         let leaders: Vec<usize> = (0..world.balancers.len()).filter(|b| world.may_command(*b)).collect();
-        let &[leader] = leaders.as_slice() else { return Some(format!("leaders are {leaders:?}")) };
+        let &[leader] = leaders.as_slice() else {
+            return Some(format!("leaders are {leaders:?} of {:?}", world.elections()));
+        };
         let outside = world.agents.iter().position(|agent| !agent.is_welcome_everywhere());
         if let Some(agent) = outside {
             return Some(format!("agent {agent} is not welcome everywhere; refusals {:?}", world.refusals));

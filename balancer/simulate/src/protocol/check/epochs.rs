@@ -1,9 +1,9 @@
 //! I3: epochs of a unit strictly increase, each committed once: every new head is the child of the one before, and what
-//! was once committed under an epoch stays what it is.
+//! was once committed under an epoch stays what it is. A plan is committed in the term that reigns.
 
 use super::{Check, Seen, name};
 use crate::protocol::world::World;
-use evenkeel_core::ids::{Epoch, UnitId};
+use evenkeel_core::ids::{Epoch, Term, UnitId};
 use evenkeel_core::protocol::agent::PlanId;
 use evenkeel_core::records::{Changed, Key, Record, Versioned};
 use std::collections::BTreeMap;
@@ -17,7 +17,9 @@ pub(super) struct Epochs {
 impl Check for Epochs {
     fn see(&mut self, world: &World, seen: &Seen<'_>) -> Result<(), String> {
         match seen {
-            Seen::Changed { changes, .. } => changes.iter().try_for_each(|change| self.change(world, change)),
+            Seen::Changed { changes, term } => {
+                changes.iter().try_for_each(|change| self.change(world, change, *term))
+            }
             Seen::Restored => {
                 self.restored(world);
                 Ok(())
@@ -28,7 +30,7 @@ impl Check for Epochs {
 }
 
 impl Epochs {
-    fn change(&mut self, world: &World, change: &Changed) -> Result<(), String> {
+    fn change(&mut self, world: &World, change: &Changed, reigns: Option<Term>) -> Result<(), String> {
         let Key::Head(unit) = &change.key else { return Ok(()) };
         let Some(Versioned { record: Record::Plan(plan), .. }) = &change.now else {
             return Err(format!("the head of {unit} is gone"));
@@ -37,6 +39,13 @@ impl Epochs {
         let before = self.heads.insert(unit.clone(), id);
         if before == Some(id) {
             return Ok(());
+        }
+        if reigns != Some(plan.term) {
+            return Err(format!(
+                "plan {} is committed in term {}, but {reigns:?} reigns",
+                name(id),
+                plan.term
+            ));
         }
         let follows = before.map_or(Epoch::BOOT, |before| before.0.next());
         if id.0 != follows {

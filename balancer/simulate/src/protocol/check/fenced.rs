@@ -24,13 +24,13 @@ impl Fenced {
 }
 
 impl Check for Fenced {
-    fn see(&mut self, world: &World, seen: &Seen<'_>) -> Result<(), String> {
+    fn see(&mut self, _world: &World, seen: &Seen<'_>) -> Result<(), String> {
         match seen {
             Seen::AgentActed { agent, term } => self.act(*agent, *term),
             Seen::Replied { agent, reply } if !matches!(reply.outcome, Outcome::Refused { .. }) => {
-                let given = world.agents[*agent].given();
-                if given > reply.term {
-                    return Err(format!("agent {agent} answers in term {} to {given}", reply.term));
+                let highest = self.acted.get(agent).copied().unwrap_or_default();
+                if reply.term < highest {
+                    return Err(format!("agent {agent} answers in term {} after {highest}", reply.term));
                 }
                 Ok(())
             }

@@ -1,6 +1,7 @@
 //! I5: every expert has a live replica at all times. Whatever tables a node serves, every slot that they name on any node
-//! whose workers serve holds its expert. A node that lost its weights with its host and boots from its ledger lacks what it
-//! had staged since, until it is rolled forward: meanwhile its ranks are as good as away.
+//! whose workers serve holds its expert. A node that lost its weights with its host and boots from its ledger holds that
+//! plan alone, not what it had staged for the next nor what it had not yet given up of the one before: until the unit
+//! serves one plan again its ranks are as good as away.
 
 use super::Check;
 use crate::protocol::world::World;
@@ -32,7 +33,7 @@ impl Check for Replicas {
 /// The tables of `node` against what lies in the slots of `other`.
 fn look(world: &World, node: usize, plan: &Plan, other: usize) -> Result<(), String> {
     let agent = &world.agents[other];
-    let behind = agent.worker.tables().is_none_or(|own| own.epoch < plan.epoch && agent.worker.rejoins);
+    let behind = agent.worker.tables().is_none_or(|own| own.epoch != plan.epoch && agent.worker.rejoins);
     if behind {
         return Ok(());
     }
