@@ -4,7 +4,10 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-rust test-page test-chart test-foreign test-kernels lint build-demo bench-experts bench-requests bench-failover gpu-bundle gpu-test gpu-bench
+SEEDS ?= 1000
+MUTANT_SEEDS ?= 300
+
+.PHONY: help demo test sim sim-mutants test-rust test-page test-chart test-foreign test-kernels lint build-demo bench-experts bench-requests bench-failover bench-control gpu-bundle gpu-test gpu-bench
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -ts '	'
@@ -15,7 +18,7 @@ build-demo:
 demo: build-demo ## Replay a real trace through balancer, agents and simulated workers; ends with a table
 	target/release/evenkeel demo $(DEMO_ARGS)
 
-test: test-rust test-kernels test-foreign test-chart test-page ## Run every test
+test: test-rust sim test-kernels test-foreign test-chart test-page ## Run every test
 
 test-rust: ## Unit, property, golden and end-to-end tests
 	tests/setup/nextest
@@ -23,6 +26,12 @@ test-rust: ## Unit, property, golden and end-to-end tests
 	cargo build --locked --workspace --bins
 	cargo nextest run --locked --workspace --no-fail-fast
 	cargo test --locked --workspace --doc --quiet
+
+sim: ## Simulate the protocol over SEEDS=1000 seeds and check its invariants; SIM_ARGS='--seed 7' replays one
+	cargo run --release --locked -p evenkeel-simulate --example protocol_sim -- $(if $(SIM_ARGS),$(SIM_ARGS),--seeds $(SEEDS))
+
+sim-mutants: ## Plant bugs in the protocol, one at a time, and see the simulation catch them
+	cargo run --release --locked -p evenkeel-simulate --features mutants --example protocol_sim -- --mutants --seeds $(MUTANT_SEEDS) $(SIM_ARGS)
 
 test-foreign: ## Call the admin service with a foreign client, through reflection
 	cargo build --locked --workspace --bins

@@ -46,7 +46,7 @@ mutants! {
     SafetyMarginForgotten, "I1", "the leader commands for the lease's whole time";
     DeadlineDoubled, "I1", "the leader commands for twice the lease's time";
     DeadlineIgnored, "I1", "commands go out although the deadline has passed or the lead is frozen";
-    FreezeIgnored, "I1", "a deadline that has passed does not stop the leader";
+    FrozenLeaderSends, "I1", "what a leader may not send now goes out all the same";
     RevokeOnSilence, "I1", "a leader that is only silent loses its lease to a standby";
     CampaignOverLeader, "I1", "a campaign replaces a leader's key that is there";
     TermNotPersisted, "I2", "an agent acts on a higher term without writing it down";
@@ -83,8 +83,8 @@ mutants! {
     AnsweredBeforeStored, "I7", "an operator is told that it is done before the store has it";
     RollbackForgetsRequest, "I7", "a rollback is committed without its request id";
     UnknownOrderTakenForDone, "I7", "an order whose outcome is unknown is taken for done";
-    DoneOrderStaysQueued, "I7", "an order that is done stays at the head of the queue";
-    WelcomeNotRepeated, "I8", "a new leader does not welcome the streams that it has";
+    DoneOrderStaysQueued, "I8", "an order that is done stays at the head of the queue";
+    FailedReadForgotten, "I8", "the leader's key is not read again after a read that failed";
     RollForwardForgotten, "I8", "a node that is behind is not rolled forward";
     ReturnWaitedForEver, "I8", "a new leader waits for its nodes for ever";
     ThawForgotten, "I8", "a leader that froze stays frozen";

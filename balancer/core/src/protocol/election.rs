@@ -263,6 +263,7 @@ impl Election {
             Event::Tick => {}
             Event::LeaderTold { revision, holder } => self.told(now, revision, holder, &mut out),
             Event::Found(found) => self.found(now, found, &mut out),
+            Event::ReadFailed if planted!(FailedReadForgotten) => {}
             Event::ReadFailed => self.read = Read::Wanted(now.after(RETRY_MS)),
             Event::Granted { lease, sent_at } => self.granted(lease, sent_at, &mut out),
             Event::GrantFailed => self.lease.not_granted(now.after(RETRY_MS)),

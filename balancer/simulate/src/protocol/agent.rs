@@ -603,7 +603,10 @@ impl World {
             self.agent_event(a, failed(RefusalCode::SourceUnreachable));
             return;
         }
+        // Bytes that were damaged on their way are no expert's.
+        let damaged = self.faulty && self.faults.staging_fails && self.random.permille(30);
         let content = self.agents[source].worker.holds(next.slot.layer.index(), next.slot.source as usize);
+        let content = content.filter(|_| !damaged);
         self.agents[a].worker.write(&next.slot, content);
         if content != Some(next.slot.expert) && !planted!(StagedBytesNotVerified) {
             self.agents[a].staging = None;

@@ -20,6 +20,8 @@ use std::sync::Arc;
 const CALL_MS: u64 = 2_000;
 /// A peer that does not answer.
 const PEER_MS: u64 = 1_000;
+/// Between two attempts to reach a leader.
+const REDIAL_MS: u64 = 500;
 /// How often the leader looks at its clock.
 const TICK_MS: u64 = 250;
 
@@ -58,6 +60,9 @@ pub(super) enum Input {
     HandOver {
         to: Option<String>,
     },
+    Redial {
+        lease: LeaseId,
+    },
     Adopt,
     /// What a step before a pause was about to do.
     Late(Box<Late>),
@@ -66,7 +71,6 @@ pub(super) enum Input {
 /// Actions that a pause has held back.
 #[derive(Debug, Clone)]
 pub(super) enum Late {
-    Election(Vec<Action>),
     Reign(Vec<reign::Action>),
 }
 
@@ -99,8 +103,10 @@ pub(super) struct BalancerProcess {
     pub(super) machine: Option<(Election, Reign)>,
     /// Stopped by a signal until then.
     pub(super) paused_until: u64,
-    /// The pause fell between a decision and its deeds.
-    pub(super) holds: bool,
+    /// The next decision that has deeds is carried out only after a pause of this long.
+    pub(super) hold_ms: Option<u64>,
+    /// Nothing gets to the store or from it until then.
+    pub(super) cut_until: u64,
     pub(super) clock: Clock,
     pub(super) machine_up: bool,
     /// Carries out what it had decided before a pause.
@@ -116,6 +122,8 @@ pub(super) struct BalancerProcess {
     watching: bool,
     /// The lease of the leader to whom a connection stands.
     peer: Option<LeaseId>,
+    /// The leader to whom one should.
+    wanted: Option<LeaderRecord>,
     woken_at: u64,
 }
 
@@ -126,7 +134,8 @@ impl BalancerProcess {
             life: 0,
             machine: None,
             paused_until: 0,
-            holds: false,
+            hold_ms: None,
+            cut_until: 0,
             clock: Clock::new(0, 0),
             machine_up: true,
             catches_up: false,
@@ -137,6 +146,7 @@ impl BalancerProcess {
             watched: Revision(0),
             watching: false,
             peer: None,
+            wanted: None,
             woken_at: u64::MAX,
         }
     }
@@ -182,7 +192,8 @@ impl World {
         process.calls.clear();
         process.beginning = None;
         process.operators.clear();
-        (process.paused_until, process.holds, process.peer) = (0, false, None);
+        (process.paused_until, process.hold_ms) = (0, None);
+        (process.peer, process.wanted) = (None, None);
         (process.watched, process.watching, process.woken_at) = (Revision(0), false, u64::MAX);
         process.clock = Clock::new(now, 1_000);
         let settings = Settings::new(process.name.clone(), format!("{}:1", process.name));
@@ -206,6 +217,7 @@ impl World {
         process.life += 1;
         self.drop_links_of(End::Balancer, b, machine);
         if machine {
+            self.silence_after_power_loss(lease);
             return;
         }
         for other in 0..self.balancers.len() {
@@ -214,6 +226,17 @@ impl World {
                 let wait = self.random.within(0, 3);
                 let event = election::Event::PeerReset(lease.expect("just compared"));
                 self.plan_balancer(other, wait, Input::Peer(event));
+            }
+        }
+    }
+
+    fn silence_after_power_loss(&mut self, lease: Option<LeaseId>) {
+        let Some(lease) = lease else { return };
+        for other in 0..self.balancers.len() {
+            if self.balancers[other].peer == Some(lease) {
+                self.balancers[other].peer = None;
+                self.plan_balancer(other, PEER_MS, Input::Peer(election::Event::PeerAway(lease)));
+                self.plan_balancer(other, PEER_MS + REDIAL_MS, Input::Redial { lease });
             }
         }
     }
@@ -252,12 +275,18 @@ impl World {
                     self.call(b, Purpose::Recover, Request::List(Scope::All));
                 }
             }
+            Input::Redial { lease } => {
+                let process = &self.balancers[b];
+                let wanted = process.wanted.clone().filter(|record| record.lease == lease);
+                if let Some(record) = wanted.filter(|_| process.peer.is_none()) {
+                    self.connect_peer(b, &record, false);
+                }
+            }
             Input::HandOver { to } => self.election_event(b, election::Event::HandOver { to }),
             Input::Adopt => self.election_event(b, election::Event::Adopt { audit: Vec::new() }),
             Input::Late(late) => {
                 self.balancers[b].catches_up = true;
                 match *late {
-                    Late::Election(actions) => self.election_acts(b, actions),
                     Late::Reign(actions) => self.reign_acts(b, actions),
                 }
                 self.balancers[b].catches_up = false;
@@ -312,17 +341,29 @@ impl World {
                 self.queue.at(at, Event::Balancer { balancer: b, life, input: Input::Wake });
             }
         }
-        if self.holds_back(b) {
-            self.balancer_late(b, Late::Election(actions));
-        } else {
-            self.election_acts(b, actions);
-        }
+        self.election_acts(b, actions);
     }
 
     /// Whether a pause comes between what was decided and its deeds.
-    pub(super) fn holds_back(&mut self, b: usize) -> bool {
-        let process = &mut self.balancers[b];
-        std::mem::take(&mut process.holds) && process.paused_until > self.now
+    pub(super) fn holds_back(&mut self, b: usize, deeds: bool) -> bool {
+        let Some(time) = self.balancers[b].hold_ms.take_if(|_| deeds) else { return false };
+        self.note(format_args!("b{b} has decided, and stands still for {time} ms"));
+        self.balancers[b].paused_until = self.now + time;
+        self.peer_falls_silent(b, time);
+        true
+    }
+
+    /// Whoever is connected to a process that stands still hears nothing, which proves nothing.
+    pub(super) fn peer_falls_silent(&mut self, b: usize, time: u64) {
+        let lease = self.balancers[b].election().and_then(Election::lease);
+        let Some(lease) = lease.filter(|_| time > PEER_MS) else { return };
+        for other in 0..self.balancers.len() {
+            if self.balancers[other].peer == Some(lease) {
+                self.balancers[other].peer = None;
+                self.plan_balancer(other, PEER_MS, Input::Peer(election::Event::PeerAway(lease)));
+                self.plan_balancer(other, PEER_MS + REDIAL_MS, Input::Redial { lease });
+            }
+        }
     }
 
     fn election_acts(&mut self, b: usize, actions: Vec<Action>) {
@@ -347,9 +388,12 @@ impl World {
             }
             Action::ReadLeader => self.call(b, Purpose::ReadLeader, Request::ReadLeader),
             Action::Adopt(transaction) => self.call(b, Purpose::Adopt, Request::Transact(transaction)),
-            Action::ConnectPeer(record) => self.connect_peer(b, &record, false),
+            Action::ConnectPeer(record) => {
+                self.balancers[b].wanted = Some(record.clone());
+                self.connect_peer(b, &record, false);
+            }
             Action::RetryPeer(record) => self.connect_peer(b, &record, true),
-            Action::DisconnectPeer => self.balancers[b].peer = None,
+            Action::DisconnectPeer => (self.balancers[b].peer, self.balancers[b].wanted) = (None, None),
             Action::Resign { to } => self.resigns(b, to.as_ref()),
             Action::Begin { term, .. } => {
                 self.note(format_args!("b{b} begins term {term}"));
@@ -403,6 +447,9 @@ impl World {
         if retry || reigns || dead {
             self.plan_balancer(b, wait, Input::Peer(event));
         }
+        if dead || !reigns && !retry {
+            self.plan_balancer(b, wait + REDIAL_MS, Input::Redial { lease });
+        }
     }
 
     pub(super) fn call(&mut self, b: usize, purpose: Purpose, request: Request) {
@@ -410,9 +457,10 @@ impl World {
         let id = self.calls_made;
         self.balancers[b].calls.insert(id, Call { purpose, request });
         self.plan_balancer(b, CALL_MS, Input::Overdue { call: id });
-        let lost = self.faulty && self.random.permille(self.faults.requests_lost);
+        let cut = self.balancers[b].cut_until > self.now;
+        let lost = cut || self.faulty && self.random.permille(self.faults.requests_lost);
         let late = self.faulty && self.random.permille(self.faults.requests_late);
-        let wait = if late { self.random.within(500, 4_000) } else { self.random.within(1, 15) };
+        let wait = if late { self.random.within(500, 6_000) } else { self.random.within(1, 15) };
         if !lost {
             let life = self.balancers[b].life;
             let request = self.balancers[b].calls[&id].request.clone();
@@ -423,7 +471,9 @@ impl World {
     /// A call reaches the store.
     pub(super) fn store_call(&mut self, b: usize, life: u64, call: u64, request: &Request) {
         let wait = self.random.within(1, 10);
-        match self.store.reach {
+        let refused = self.faulty && self.random.permille(self.faults.requests_refused);
+        let reach = if refused && self.store.reach == Reach::Up { Reach::Refusing } else { self.store.reach };
+        match reach {
             Reach::Silent => return,
             Reach::Refusing => {
                 if self.balancers[b].life == life {
@@ -436,7 +486,10 @@ impl World {
             Reach::Up => {}
         }
         let answer = self.ask_store(request);
-        let lost = self.faulty && self.random.permille(self.faults.answers_lost);
+        let cut = self.balancers[b].cut_until > self.now;
+        let lost = cut || self.faulty && self.random.permille(self.faults.answers_lost);
+        let late = self.faulty && self.random.permille(self.faults.answers_late);
+        let wait = if late { self.random.within(100, 1_900) } else { wait };
         if self.balancers[b].life == life && !lost {
             self.plan_balancer(b, wait, Input::Answered { call, answer: Some(answer) });
         }
@@ -518,7 +571,7 @@ impl World {
 
     fn balancer_watches(&mut self, b: usize) {
         self.balancers[b].watching = false;
-        if self.store.reach != Reach::Up {
+        if self.store.reach != Reach::Up || self.balancers[b].cut_until > self.now {
             self.balancers[b].watching = true;
             self.plan_balancer(b, 300, Input::Watch);
             return;

@@ -16,6 +16,8 @@ pub(super) enum Fault {
     AgentLosesPower,
     BreakLink,
     Partition,
+    CutFromStore,
+    ReplaceAgent,
     StoreRefuses,
     StoreSilent,
     Compact,
@@ -28,7 +30,7 @@ pub(super) enum Fault {
 }
 
 /// Each kind with the mean milliseconds between two of its kind, where it is in the draw.
-const KINDS: [(Fault, u64); 16] = [
+const KINDS: [(Fault, u64); 18] = [
     (Fault::KillBalancer, 9_000),
     (Fault::BalancerLosesPower, 20_000),
     (Fault::PauseBalancer, 7_000),
@@ -36,6 +38,8 @@ const KINDS: [(Fault, u64); 16] = [
     (Fault::AgentLosesPower, 10_000),
     (Fault::BreakLink, 3_000),
     (Fault::Partition, 9_000),
+    (Fault::CutFromStore, 9_000),
+    (Fault::ReplaceAgent, 20_000),
     (Fault::StoreRefuses, 15_000),
     (Fault::StoreSilent, 15_000),
     (Fault::Compact, 6_000),
@@ -55,6 +59,10 @@ pub(super) struct Faults {
     pub(super) requests_lost: u64,
     /// Calls that reach it late, even after the caller has given up, in 1000.
     pub(super) requests_late: u64,
+    /// Calls that are refused before anything is done, in 1000.
+    pub(super) requests_refused: u64,
+    /// Answers that come late, but before the caller gives up, in 1000.
+    pub(super) answers_late: u64,
     /// Answers that get lost, in 1000.
     pub(super) answers_lost: u64,
     /// News that reach a watcher late, in 1000.
@@ -79,6 +87,8 @@ impl Faults {
             kinds,
             requests_lost: rate(80),
             requests_late: rate(80),
+            requests_refused: rate(80),
+            answers_late: rate(120),
             answers_lost: rate(120),
             watch_slow: rate(300),
             slow_network: random.permille(share),
@@ -133,6 +143,13 @@ impl World {
                     }
                 }
             }
+            Fault::CutFromStore => {
+                let b = self.leading().filter(|_| self.random.permille(700)).unwrap_or(b);
+                let time = self.random.within(300, 9_000);
+                self.note(format_args!("b{b} is cut off from the store for {time} ms"));
+                self.balancers[b].cut_until = self.now + time;
+            }
+            Fault::ReplaceAgent => self.start_without_state(a),
             Fault::StoreRefuses => self.store_away(Reach::Refusing),
             Fault::StoreSilent => self.store_away(Reach::Silent),
             Fault::Compact => self.store.compact(),
@@ -163,15 +180,12 @@ impl World {
         let time = self.random.within(100, 14_000);
         self.note(format_args!("b{b} stands still for {time} ms"));
         self.balancers[b].paused_until = self.now + time;
-        self.balancers[b].holds = false;
+        self.peer_falls_silent(b, time);
     }
 
-    /// The next decision of the balancer is carried out only after a pause.
+    /// The balancer's next decision that has deeds is carried out only after a pause.
     pub(super) fn pause_before_deeds(&mut self, b: usize) {
-        let time = self.random.within(3_000, 12_000);
-        self.note(format_args!("b{b} decides, and stands still for {time} ms"));
-        self.balancers[b].paused_until = self.now + time;
-        self.balancers[b].holds = true;
+        self.balancers[b].hold_ms = Some(self.random.within(3_000, 12_000));
     }
 
     fn store_away(&mut self, reach: Reach) {
@@ -194,6 +208,7 @@ impl World {
         for b in 0..self.balancers.len() {
             self.balancers[b].paused_until = self.balancers[b].paused_until.min(self.now + 1);
             self.balancers[b].clock.set_drift(self.now, 0);
+            (self.balancers[b].cut_until, self.balancers[b].hold_ms) = (0, None);
             self.start_balancer(b);
         }
         for a in 0..self.agents.len() {

@@ -51,7 +51,12 @@ impl World {
         let now = self.reign_now(b);
         let Some((_, reign)) = &mut self.balancers[b].machine else { return };
         let actions = reign.step(now, event);
-        if self.holds_back(b) {
+        let deed = |action: &Action| match action {
+            Action::Send { message, .. } => message.is_command(),
+            Action::Transact { .. } => true,
+            _ => false,
+        };
+        if self.holds_back(b, actions.iter().any(deed)) {
             self.balancer_late(b, super::balancer::Late::Reign(actions));
         } else {
             self.reign_acts(b, actions);
@@ -100,6 +105,9 @@ impl World {
     }
 
     fn noticed(&mut self, b: usize, notice: Notice) {
+        if let Notice::Aborted { unit, .. } | Notice::Committed { unit, .. } = &notice {
+            self.propose_at_once(b, super::unit_of(unit));
+        }
         match &notice {
             Notice::WriteRefused => return self.election_event(b, election::Event::WriteRefused),
             Notice::TermSeen(term) => return self.election_event(b, election::Event::TermClaimed(*term)),
@@ -108,6 +116,14 @@ impl World {
                 self.note(format_args!("b{b}: invalid plan: {code}: {text}"));
             }
             other => self.trace.note(self.now, format_args!("b{b}: {other:?}")),
+        }
+    }
+
+    /// A loop that proposes as fast as it may: while answers about the plan before are still on their way.
+    fn propose_at_once(&mut self, b: usize, unit: usize) {
+        if self.random.permille(400) {
+            let wait = self.random.within(0, 30);
+            self.plan_balancer(b, wait, super::balancer::Input::Propose { unit });
         }
     }
 

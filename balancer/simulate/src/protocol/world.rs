@@ -396,6 +396,12 @@ impl World {
         self.balancers.iter().map(|b| b.election().map(|election| election.state())).collect()
     }
 
+    /// Whether a plan that a unit serves is not known to a store that was put back.
+    pub(super) fn is_ahead_of_store(&self, unit: usize, epoch: Epoch) -> bool {
+        let head = self.head_in_store(&self.units[unit].id);
+        self.restores > 0 && head.is_none_or(|head| epoch > head.0)
+    }
+
     pub(super) fn may_command(&self, b: usize) -> bool {
         self.balancers[b].may_command(self.now)
     }

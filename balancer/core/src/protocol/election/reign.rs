@@ -101,7 +101,6 @@ impl Election {
     pub(super) fn freeze_when_due(&mut self, now: Millis, out: &mut Vec<Action>) {
         if let Stage::Holding(reign) = &mut self.stage
             && matches!(reign.phase, Phase::Leading { until } if until <= now)
-            && !planted!(FreezeIgnored)
         {
             reign.phase = Phase::Frozen;
             out.push(Action::Freeze);

@@ -207,9 +207,6 @@ impl Reign {
             state.units.into_iter().map(|unit| Unit::recovered(unit, self.settings.limits)).collect();
         self.loss = Loss::after_begin(now.at, self.members());
         self.note_deadline(now);
-        if planted!(WelcomeNotRepeated) {
-            return;
-        }
         for stream in self.streams.keys().copied().collect::<Vec<_>>() {
             self.welcome_again(now, stream);
         }
@@ -237,7 +234,7 @@ impl Reign {
 
     /// A deadline that has passed freezes, whether or not anybody says so.
     fn note_deadline(&mut self, now: Now) {
-        if self.lead.as_ref().is_some_and(|lead| now.at >= lead.until) && !planted!(FreezeIgnored) {
+        if self.lead.as_ref().is_some_and(|lead| now.at >= lead.until) {
             self.freeze(now);
         }
     }
@@ -259,7 +256,7 @@ impl Reign {
 
     /// Sends, or keeps back what may not be sent now.
     fn send(&mut self, now: Now, stream: StreamId, message: Message) {
-        if !message.is_command() || self.commands_at(now.at) {
+        if !message.is_command() || self.commands_at(now.at) || planted!(FrozenLeaderSends) {
             self.out.push(Action::Send { stream, message });
         } else {
             self.held.push_back((stream, message));

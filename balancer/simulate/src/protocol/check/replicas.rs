@@ -18,9 +18,14 @@ impl Check for Replicas {
         if std::mem::replace(&mut self.looked, changes) == changes {
             return Ok(());
         }
-        for unit in &world.units {
+        for (u, unit) in world.units.iter().enumerate() {
             for &node in &unit.agents {
                 let Some(plan) = world.agents[node].worker.tables() else { continue };
+                let highest =
+                    unit.agents.iter().filter_map(|a| world.agents[*a].worker.tables()).map(|p| p.epoch);
+                if world.is_ahead_of_store(u, highest.max().unwrap_or_default()) {
+                    continue;
+                }
                 for &other in &unit.agents {
                     look(world, node, plan, other)?;
                 }
