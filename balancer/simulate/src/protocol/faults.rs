@@ -206,7 +206,6 @@ impl World {
         self.partitions.clear();
         let now = self.now;
         for b in 0..self.balancers.len() {
-            self.balancers[b].paused_until = self.balancers[b].paused_until.min(self.now + 1);
             self.balancers[b].clock.set_drift(self.now, 0);
             (self.balancers[b].cut_until, self.balancers[b].hold_ms) = (0, None);
             self.start_balancer(b);

@@ -13,6 +13,9 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug, Default)]
 pub(super) struct Committed {
     staged: BTreeMap<(usize, PlanId), BTreeSet<usize>>,
+    /// In any history: what was committed before a restore may still be carried out.
+    ever: BTreeSet<(usize, PlanId)>,
+    /// In the store's present history.
     committed: BTreeSet<(usize, PlanId)>,
     looked: u64,
 }
@@ -50,7 +53,7 @@ impl Check for Committed {
             }
             Seen::Flips { agent, plan } => {
                 let unit = world.agents[*agent].unit;
-                if !self.committed.contains(&(unit, *plan)) {
+                if !self.ever.contains(&(unit, *plan)) {
                     return Err(format!(
                         "agent {agent} flips to plan {}, which is not committed",
                         name(*plan)
@@ -60,7 +63,7 @@ impl Check for Committed {
             }
             Seen::Commands { balancer, plan, commit, abort, unit: Some(unit), .. } => {
                 let committed = self.committed.contains(&(*unit, *plan));
-                if *commit && !committed {
+                if *commit && !self.ever.contains(&(*unit, *plan)) {
                     return Err(format!("b{balancer} says COMMIT of plan {}, which is not", name(*plan)));
                 }
                 if *abort && committed {
@@ -87,7 +90,7 @@ impl Check for Committed {
             let mut highest = None;
             for (a, plan) in tables {
                 let id = (plan.epoch, plan.digest());
-                if plan.epoch != Epoch::BOOT && world.restores == 0 && !self.committed.contains(&(u, id)) {
+                if plan.epoch != Epoch::BOOT && !self.ever.contains(&(u, id)) {
                     return Err(format!("agent {a} serves plan {}, which is not committed", name(id)));
                 }
                 if lowest.is_none_or(|(epoch, _)| id.0 < epoch) {
@@ -111,6 +114,7 @@ impl Check for Committed {
 
 impl Committed {
     fn commit(&mut self, world: &World, unit: usize, id: PlanId) -> Result<(), String> {
+        self.ever.insert((unit, id));
         let again = !self.committed.insert((unit, id));
         let staged = self.staged.remove(&(unit, id)).unwrap_or_default();
         let all = world.units[unit].agents.iter().all(|agent| staged.contains(agent));
