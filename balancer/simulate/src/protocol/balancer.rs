@@ -220,12 +220,12 @@ impl World {
             self.silence_after_power_loss(lease);
             return;
         }
+        let Some(lease) = lease else { return };
         for other in 0..self.balancers.len() {
-            if lease.is_some() && self.balancers[other].peer == lease {
+            if self.balancers[other].peer == Some(lease) {
                 self.balancers[other].peer = None;
                 let wait = self.random.within(0, 3);
-                let event = election::Event::PeerReset(lease.expect("just compared"));
-                self.plan_balancer(other, wait, Input::Peer(event));
+                self.plan_balancer(other, wait, Input::Peer(election::Event::PeerReset(lease)));
             }
         }
     }

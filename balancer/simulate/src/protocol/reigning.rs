@@ -109,9 +109,9 @@ impl World {
             self.propose_at_once(b, super::unit_of(unit));
         }
         match &notice {
-            Notice::WriteRefused => return self.election_event(b, election::Event::WriteRefused),
-            Notice::TermSeen(term) => return self.election_event(b, election::Event::TermClaimed(*term)),
-            Notice::Joined { .. } | Notice::Left { .. } => return,
+            Notice::WriteRefused => self.election_event(b, election::Event::WriteRefused),
+            Notice::TermSeen(term) => self.election_event(b, election::Event::TermClaimed(*term)),
+            Notice::Joined { .. } | Notice::Left { .. } => {}
             Notice::Invalid { code, text, .. } if *code != "plan_breaks_pin" => {
                 self.note(format_args!("b{b}: invalid plan: {code}: {text}"));
             }

@@ -231,8 +231,8 @@ impl World {
             }
             Event::Balancer { balancer, life, input } => self.balancer_input(balancer, life, input),
             Event::Agent { agent, life, input } => self.agent_input(agent, life, input),
-            Event::ToBalancer { link, message } => self.to_balancer(link, message),
-            Event::ToAgent { link, message } => self.to_agent(link, message),
+            Event::ToBalancer { link, message } => self.arrives_at_balancer(link, message),
+            Event::ToAgent { link, message } => self.arrives_at_agent(link, message),
             Event::LinkClosed { link, end } => self.on_link_closed(link, end),
             Event::StoreCall { balancer, life, call, request } => {
                 self.store_call(balancer, life, call, &request);
@@ -274,7 +274,7 @@ impl World {
         }
     }
 
-    fn to_balancer(&mut self, link: u64, message: ToBalancer) {
+    fn arrives_at_balancer(&mut self, link: u64, message: ToBalancer) {
         if !self.arrives(link, End::Balancer) {
             return;
         }
@@ -282,7 +282,7 @@ impl World {
         self.balancer_input(balancer, life, balancer::Input::Message { link, message });
     }
 
-    fn to_agent(&mut self, link: u64, message: ToAgent) {
+    fn arrives_at_agent(&mut self, link: u64, message: ToAgent) {
         if !self.arrives(link, End::Agent) {
             return;
         }
