@@ -121,8 +121,9 @@ impl Worker {
 
     /// The end of a step, if weights are there: an armed plan goes into service.
     pub(super) fn step(&mut self, now: u64, staging: bool, prepared: bool) {
-        let waits = staging && planted!(StepsWaitForStaging) || prepared && planted!(StepsWaitForCommit);
-        if self.tables.is_none() || self.hangs(now) || waits {
+        let waits_for_staging = staging && planted!(StepsWaitForStaging);
+        let waits_for_commit = prepared && planted!(StepsWaitForCommit);
+        if self.tables.is_none() || self.hangs(now) || waits_for_staging || waits_for_commit {
             return;
         }
         self.stepped_at = now;
