@@ -402,6 +402,13 @@ impl World {
         self.restores > 0 && head.is_none_or(|head| epoch > head.0)
     }
 
+    /// Whether a plan that a unit serves is none that a store that was put back rolls forward.
+    pub(super) fn is_foreign_to_store(&self, unit: usize, plan: PlanId) -> bool {
+        let head = self.head_in_store(&self.units[unit].id);
+        let parent = head.and_then(|head| self.plans[&head.1].parent);
+        self.restores > 0 && head != Some(plan) && parent != Some(plan)
+    }
+
     pub(super) fn may_command(&self, b: usize) -> bool {
         self.balancers[b].may_command(self.now)
     }

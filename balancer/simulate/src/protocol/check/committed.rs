@@ -66,7 +66,8 @@ impl Check for Committed {
                 if *commit && !self.ever.contains(&(*unit, *plan)) {
                     return Err(format!("b{balancer} says COMMIT of plan {}, which is not", name(*plan)));
                 }
-                if *abort && committed {
+                // What was decided before a pause comes too late, and its term is refused.
+                if *abort && committed && !world.balancers[*balancer].catches_up {
                     return Err(format!("b{balancer} says ABORT of committed plan {}", name(*plan)));
                 }
                 Ok(())
@@ -103,6 +104,7 @@ impl Check for Committed {
             if let (Some(lowest), Some((highest, parent))) = (lowest, highest)
                 && lowest != highest
                 && !world.is_ahead_of_store(u, highest.0)
+                && !world.is_foreign_to_store(u, lowest)
                 && parent != Some(lowest)
             {
                 return Err(format!("unit {u} serves plans {} and {}", name(lowest), name(highest)));
