@@ -1,23 +1,28 @@
 //! Several balancers that share an etcd of three members, with the agents of one small unit: real processes on loopback,
 //! and the means to break them and to measure how long nobody leads.
 
+use crate::certificates::Certificates;
 use crate::etcd::{Etcd, EtcdSettings};
 use crate::process::{DEADLINE, POLL, Process, program, wait_for};
 use crate::rig::Ports;
 use evenkeel_proto::v1::admin_service_client::AdminServiceClient;
 use evenkeel_proto::v1::simulated_engine_service_client::SimulatedEngineServiceClient;
 use evenkeel_proto::v1::{self, BalancerState, GetLeaderResponse};
+use evenkeel_transport::credentials::Server;
+use evenkeel_transport::{Security, dial};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 /// Name of the only unit.
 pub const UNIT: &str = "u";
 /// A call that is not answered by then is made again, elsewhere: a process that was stopped keeps its connections.
 const CALL_DEADLINE: Duration = Duration::from_secs(2);
+/// Steps of a load window.
+const WINDOW_STEPS: u64 = 4;
 /// Layers and experts of the unit.
 const LAYERS: u32 = 2;
 const EXPERTS: u32 = 8;
@@ -41,6 +46,7 @@ pub struct Balancers {
     /// The store that they share.
     pub etcd: Etcd,
     ttl_ms: u64,
+    certificates: Option<Certificates>,
     balancers: Vec<Balancer>,
     agents: Vec<Agent>,
     dir: tempfile::TempDir,
@@ -50,14 +56,35 @@ pub struct Balancers {
 impl Balancers {
     /// Starts etcd and `count` balancers, the first of which leads, and waits until the others stand by.
     pub fn start(count: usize, ttl_ms: u64) -> Self {
+        Self::start_with(count, ttl_ms, |_| None)
+    }
+
+    /// The same over TLS.
+    pub fn start_secured(count: usize, ttl_ms: u64) -> Self {
+        Self::start_with(count, ttl_ms, |dir| {
+            let certificates = Certificates::init(&dir.join("certificates"), "test");
+            certificates.issue(&["balancer"]);
+            certificates.issue(&["admin", "rig"]);
+            certificates.issue(&["agent", "n-0"]);
+            Some(certificates)
+        })
+    }
+
+    fn start_with(
+        count: usize,
+        ttl_ms: u64,
+        certificates: impl FnOnce(&Path) -> Option<Certificates>,
+    ) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let mut this = Self {
             runtime: runtime.expect("a runtime"),
             etcd: Etcd::start(EtcdSettings { members: 3, ..EtcdSettings::default() }),
             ttl_ms,
+            certificates: certificates(dir.path()),
             balancers: Vec::new(),
             agents: Vec::new(),
-            dir: tempfile::tempdir().expect("a temporary directory"),
+            dir,
             step: 0,
         };
         for i in 0..count {
@@ -77,11 +104,12 @@ impl Balancers {
         let dir = self.dir.path();
         let file = |end: &str| dir.join(format!("{name}{end}"));
         let config = format!(
-            "cluster = \"test\"\n[store]\nkind = \"etcd\"\nendpoints = {:?}\n[election]\nttl_ms = {}\n[control]\nwindow_steps = 4\nreport_interval_ms = 20\nping_interval_ms = 200\nsilence_limit_ms = 2000\n",
+            "cluster = \"test\"\n[store]\nkind = \"etcd\"\nendpoints = {:?}\n[election]\nttl_ms = {}\n[control]\nwindow_steps = {WINDOW_STEPS}\nabort_pause_ms = 100\nreport_interval_ms = 20\nping_interval_ms = 200\nsilence_limit_ms = 2000\n",
             self.etcd.endpoints(),
             self.ttl_ms
         );
-        std::fs::write(file(".toml"), config).expect("written");
+        let tls = self.certificates.as_ref().map_or(String::new(), crate::rig::tls_section);
+        std::fs::write(file(".toml"), config + &tls).expect("written");
         let ports_file = file("-ports.json");
         let _ = std::fs::remove_file(&ports_file);
         let mut command = Command::new(program("evenkeel"));
@@ -95,9 +123,16 @@ impl Balancers {
         });
         let address = |key: &str| bound[key].as_str().expect("an address").to_owned();
         let ports = Ports { agents: address("agents"), admin: address("admin"), metrics: address("metrics") };
-        let endpoint = Endpoint::from_shared(format!("http://{}", ports.admin)).expect("an address");
-        let endpoint = endpoint.timeout(CALL_DEADLINE).connect_timeout(CALL_DEADLINE);
-        let client = self.runtime.block_on(async { AdminServiceClient::new(endpoint.connect_lazy()) });
+        let security = self.certificates.as_ref().map_or(Security::Loopback, |c| c.security("admin-rig"));
+        let channel = self.runtime.block_on(dial::connect(
+            &security,
+            Server::Balancer,
+            &ports.admin,
+            CALL_DEADLINE,
+            |endpoint| endpoint.timeout(CALL_DEADLINE),
+        ));
+        let (channel, _) = channel.expect("a balancer that listens is reached");
+        let client = AdminServiceClient::new(channel);
         Balancer { name: name.to_owned(), process: Some(process), ports, client }
     }
 
@@ -130,6 +165,9 @@ impl Balancers {
             command.args([listen, "127.0.0.1:0"]);
         }
         command.arg("--state-dir").arg(&state_dir);
+        for (name, value) in self.certificates.iter().flat_map(|c| c.flags("agent-n-0")) {
+            command.arg(name).arg(value);
+        }
         let mut process = Process::start(command, &self.dir.path().join("agent.log"));
         let ports = wait_for("an agent to listen", || {
             process.assert_alive();
@@ -243,17 +281,19 @@ impl Balancers {
         self.write(&format!("before-{round}"), round % 2 == 1);
         let began = Instant::now();
         self.kill(leader);
-        self.write(&format!("after-{round}"), round % 2 == 0);
+        self.write(&format!("after-{round}"), round.is_multiple_of(2));
         let took = began.elapsed();
         self.restart(leader);
         took
     }
 
-    /// Runs one step on every agent. Panics if one does not answer: no worker ever waits for a balancer.
+    /// Runs one step on every agent, in which one expert has most of the tokens. Panics if an agent does not answer: no
+    /// worker ever waits for a balancer.
     #[track_caller]
-    pub fn feed_step(&mut self) {
-        let counts =
-            v1::LoadTable { layers: LAYERS, experts: EXPERTS, counts: vec![1; (LAYERS * EXPERTS) as usize] };
+    pub fn feed_step(&mut self, busiest: usize) {
+        let of_layer = (0..EXPERTS as usize).map(|expert| if expert == busiest { 1000 } else { 100 });
+        let counts = of_layer.collect::<Vec<u64>>().repeat(LAYERS as usize);
+        let counts = v1::LoadTable { layers: LAYERS, experts: EXPERTS, counts };
         let request = v1::StepRequest {
             step: self.step,
             routing: Some(v1::step_request::Routing::Counts(counts)),
@@ -268,6 +308,37 @@ impl Balancers {
             answer.expect("a step is run");
         }
         self.step += 1;
+    }
+
+    /// Feeds load windows, now one expert the busiest and now another, until a plan after `epoch` is committed.
+    #[track_caller]
+    pub fn feed_until_plan_after(&mut self, epoch: u64) -> u64 {
+        let deadline = Instant::now() + DEADLINE;
+        let mut window = 0;
+        while Instant::now() < deadline {
+            for _ in 0..WINDOW_STEPS {
+                self.feed_step((epoch as usize * 3 + window / 8) % EXPERTS as usize);
+            }
+            window += 1;
+            let Some(leader) = self.leader() else { continue };
+            if let Some(last) = self.epochs(leader).last().copied().filter(|last| *last > epoch) {
+                return last;
+            }
+            std::thread::sleep(POLL);
+        }
+        panic!("no plan after {epoch} within {} s", DEADLINE.as_secs());
+    }
+
+    /// The audit as one balancer lists it, oldest first: term, verb, epoch of the plan.
+    pub fn audit(&self, which: usize) -> Vec<((u64, u64), String, Option<u64>)> {
+        let request = v1::ListAuditRequest { unit: UNIT.to_owned(), limit: 500 };
+        let entries =
+            self.call(which, async |mut c| c.list_audit(request).await).expect("the audit is listed");
+        let row = |entry: &v1::AuditEntry| {
+            let term = entry.term.map_or((0, 0), |term| (term.generation, term.revision));
+            (term, entry.verb.clone(), entry.plan.as_ref().map(|plan| plan.epoch))
+        };
+        entries.entries.iter().rev().map(row).collect()
     }
 
     /// Where an agent serves its metrics.
@@ -296,6 +367,11 @@ impl Balancers {
 
     fn log_path(&self, which: usize) -> PathBuf {
         self.dir.path().join(format!("{}.log", self.balancers[which].name))
+    }
+
+    /// Log of the agent so far.
+    pub fn agent_log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("agent.log")).unwrap_or_default()
     }
 
     /// Epochs of the unit's plans as one balancer lists them, oldest first.

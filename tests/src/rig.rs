@@ -501,7 +501,7 @@ impl Rig {
     }
 }
 
-fn tls_section(certificates: &Certificates) -> String {
+pub(crate) fn tls_section(certificates: &Certificates) -> String {
     let files = certificates.files("balancer");
     format!("[tls]\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n", files.ca, files.certificate, files.key)
 }

@@ -50,10 +50,19 @@ fn a_killed_leader_is_followed_before_its_lease_ends() {
 }
 
 #[test]
+fn a_leader_is_followed_over_tls_too() {
+    let mut balancers = Balancers::start_secured(2, LONG_MS);
+    balancers.start_agent();
+    balancers.measure_failover(0);
+    balancers.wait_until_all_stand_by();
+}
+
+#[test]
 fn a_stopped_leader_commands_nothing_when_it_wakes() {
     let mut balancers = Balancers::start(3, SHORT_MS);
     balancers.start_agent();
     let old = balancers.wait_until_all_stand_by();
+    let epoch = balancers.feed_until_plan_after(0);
     let before = key(balancers.shown(old).expect("it answers").term);
     signal(balancers.process_id(old), Signal::STOP);
     let others: Vec<usize> = (0..3).filter(|which| *which != old).collect();
@@ -64,15 +73,22 @@ fn a_stopped_leader_commands_nothing_when_it_wakes() {
     });
     let after = key(balancers.shown(new).expect("it answers").term);
     assert!(after > before);
+    let epoch = balancers.feed_until_plan_after(epoch);
     signal(balancers.process_id(old), Signal::CONT);
     wait_for("the old one to stand by", || {
         balancers
             .shown(old)
             .filter(|s| s.state() == BalancerState::Standby && s.leader == balancers.name(new))
     });
+    balancers.feed_until_plan_after(epoch);
     balancers.write("after", true);
     assert_eq!(balancers.shown(new).expect("it answers").state(), BalancerState::Leading);
     assert_eq!(key(balancers.shown(new).expect("it answers").term), after, "the new term goes on");
+    let epochs = balancers.epochs(new);
+    assert_eq!(epochs, (0..epochs.len() as u64).collect::<Vec<_>>(), "each epoch is committed once");
+    let terms: Vec<(u64, u64)> = balancers.audit(new).into_iter().map(|(term, _, _)| term).collect();
+    assert!(terms.is_sorted(), "nothing of the old term after the first of the new one: {terms:?}");
+    assert!(terms.contains(&before) && terms.contains(&after), "{terms:?}");
 }
 
 #[test]
@@ -86,7 +102,7 @@ fn a_store_that_is_away_freezes_the_leader_and_nothing_else() {
     }
     wait_for("the leader to freeze", || (balancers.metric(leader, "evenkeel_frozen") == 1.0).then_some(()));
     for _ in 0..8 {
-        balancers.feed_step();
+        balancers.feed_step(0);
     }
     for path in ["/healthz", "/readyz"] {
         assert_eq!(evenkeel_tests::http::get(&balancers.ports(leader).metrics, path).0, 200, "{path}");
@@ -148,6 +164,40 @@ fn a_restored_store_is_led_again_once_it_is_adopted() {
     assert_eq!(term.0, 1, "the generation was raised");
     let output = balancers.command(leader, &["leader", "adopt", "--yes"]);
     assert!(String::from_utf8_lossy(&output.stderr).starts_with("error: adopt_not_needed: "));
+    balancers.write("on", false);
+    let epoch = balancers.epochs(leader).last().copied().expect("the unit has a plan");
+    balancers.feed_until_plan_after(epoch);
     let epochs = balancers.epochs(leader);
     assert_eq!(epochs, (0..epochs.len() as u64).collect::<Vec<_>>(), "no epoch is used twice");
+}
+
+#[test]
+fn a_restored_store_commands_no_agent_that_is_ahead_of_it() {
+    let mut balancers = Balancers::start(2, SHORT_MS);
+    balancers.start_agent();
+    let kept = balancers.feed_until_plan_after(0);
+    let backup = balancers.etcd.back_up();
+    let lost = balancers.feed_until_plan_after(kept);
+    let leader = balancers.wait_until_all_stand_by();
+    // Its key is in the backup: it must not go on as if nothing had happened.
+    let before = key(balancers.shown(leader).expect("it answers").term);
+    balancers.etcd.restore(&backup);
+    let (leader, shown) = wait_for("what follows the restored store", || {
+        let shown = |which: usize| balancers.shown(which).map(|shown| (which, shown));
+        (0..2).filter_map(shown).find(|(_, shown)| match shown.state() {
+            BalancerState::NotAdopted => true,
+            BalancerState::Leading => key(shown.term) != before,
+            _ => false,
+        })
+    });
+    if shown.state() == BalancerState::NotAdopted {
+        let output = balancers.command(leader, &["leader", "adopt", "--yes"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    wait_for("the agent to be refused", || balancers.agent_log().contains("epoch_ahead").then_some(()));
+    for _ in 0..8 {
+        balancers.feed_step(0);
+    }
+    let leader = balancers.wait_until_all_stand_by();
+    assert!(!balancers.epochs(leader).contains(&lost), "no epoch is used twice");
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 impl ControlLoop {
     /// Makes transactions in order, up to the first that is not done.
     pub(super) fn transact(&self, ticket: Ticket, transactions: Arc<[Transaction]>) {
-        let (store, events) = (Arc::clone(&self.store), self.events.clone());
+        let (store, events, election) = (Arc::clone(&self.store), self.events.clone(), self.election.clone());
         tokio::spawn(async move {
             let mut outcome: Result<Outcome, Trouble> = Ok(Outcome::Refused);
             for transaction in &*transactions {
@@ -16,9 +16,8 @@ impl ControlLoop {
                     tracing::error!(code = error.code(), %error, "a write was not made");
                     trouble(&error)
                 });
-                if !matches!(outcome, Ok(Outcome::Done(_))) {
-                    break;
-                }
+                let Ok(Outcome::Done(revision)) = outcome else { break };
+                election.wrote(revision);
             }
             // The loop is gone only at a shutdown.
             let _ = events.send(Event::Store(Box::new(reign::Event::StoreDone { ticket, outcome }))).await;

@@ -12,6 +12,7 @@ use evenkeel_core::records::{AuditId, AuditRecord, Change, Changed, Key, LeaseId
 use evenkeel_core::units::Millis;
 use evenkeel_transport::Security;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -55,6 +56,8 @@ pub(super) struct Driver {
     began: Instant,
     inputs: mpsc::Sender<Input>,
     roster: Arc<Roster>,
+    /// Revision of the last transaction that the rest of the balancer made.
+    written: Arc<AtomicU64>,
     standing: watch::Sender<Standing>,
     view: watch::Sender<View>,
     instruments: Instruments,
@@ -76,6 +79,7 @@ impl Driver {
         security: Security,
         inputs: mpsc::Sender<Input>,
         roster: Arc<Roster>,
+        written: Arc<AtomicU64>,
         standing: watch::Sender<Standing>,
         view: watch::Sender<View>,
     ) -> Self {
@@ -87,6 +91,7 @@ impl Driver {
             began: Instant::now(),
             inputs,
             roster,
+            written,
             standing,
             view,
             instruments: Instruments::default(),
@@ -217,6 +222,7 @@ impl Driver {
 
     fn step(&mut self, event: Event) {
         self.instruments.hears(&event, self.machine.leader().is_some());
+        self.machine.saw(Revision(self.written.swap(0, Ordering::Relaxed)));
         let actions = self.machine.step(self.now(), event);
         for action in actions {
             self.act(action);

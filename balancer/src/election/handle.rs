@@ -5,7 +5,9 @@ use super::roster::{Roster, StandbySeen};
 use super::{Peers, Standing};
 use evenkeel_core::ids::Term;
 use evenkeel_core::protocol::election::{AdoptError, Event, Holder, State};
+use evenkeel_core::records::Revision;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -92,6 +94,7 @@ pub struct ElectionHandle {
     view: watch::Receiver<View>,
     standing: watch::Receiver<Standing>,
     roster: Arc<Roster>,
+    written: Arc<AtomicU64>,
 }
 
 impl ElectionHandle {
@@ -100,8 +103,9 @@ impl ElectionHandle {
         view: watch::Receiver<View>,
         standing: watch::Receiver<Standing>,
         roster: Arc<Roster>,
+        written: Arc<AtomicU64>,
     ) -> Self {
-        Self { inputs, view, standing, roster }
+        Self { inputs, view, standing, roster, written }
     }
 
     /// What this balancer knows of the lead.
@@ -155,6 +159,11 @@ impl ElectionHandle {
         if term > self.view.borrow().highest {
             let _ = self.inputs.send(Input::Event(Event::TermClaimed(term))).await;
         }
+    }
+
+    /// The store made a transaction at this revision: whatever it shows from now on is not older, unless it is a backup.
+    pub fn wrote(&self, revision: Revision) {
+        self.written.fetch_max(revision.0, Ordering::Relaxed);
     }
 
     /// The store refused a write in the name of the term: is it over?

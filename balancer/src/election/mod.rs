@@ -77,9 +77,15 @@ impl Election {
         let (view, view_seen) = watch::channel(View::default());
         let (inputs, queue) = mpsc::channel(INPUTS_MAX);
         let roster = Arc::new(Roster::new(settings.admin_address.clone()));
-        let handle =
-            ElectionHandle::new(inputs.clone(), view_seen, standing_seen.clone(), Arc::clone(&roster));
-        let driver = Driver::new(store, settings, security, inputs, roster, standing, view);
+        let written = Arc::default();
+        let handle = ElectionHandle::new(
+            inputs.clone(),
+            view_seen,
+            standing_seen.clone(),
+            Arc::clone(&roster),
+            Arc::clone(&written),
+        );
+        let driver = Driver::new(store, settings, security, inputs, roster, written, standing, view);
         tokio::spawn(driver.run(queue));
         (standing_seen, handle)
     }

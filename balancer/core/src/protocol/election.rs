@@ -18,6 +18,9 @@
 //! lease's time, less a margin for clocks that run apart. After that it is frozen until a keep-alive succeeds and the key
 //! is seen to be the same.
 //!
+//! With each keep-alive the key is read, by leader and standbys alike: a store that shows less than before was restored from
+//! a backup, and whoever leads must not go on as if what was committed since were there.
+//!
 //! A standby holds a connection to the leader. When it breaks and the one retry is *refused*, the process is gone: the
 //! standby ends the leader's lease and campaigns at once. Silence proves nothing and never leads to that. Even if the
 //! proof were wrong nothing would break, because every write and every command is fenced by the term.
@@ -140,8 +143,8 @@ pub struct Election {
     /// What made the key free, as far as seen.
     cause: Cause,
     read: Read,
-    /// Revision of the watch's last news.
-    told_at: Revision,
+    /// The store's highest revision that reads and news have shown.
+    seen: Revision,
     /// No campaign before.
     campaign_at: Millis,
     /// The highest term that the store was seen in, and the highest that this balancer held.
@@ -168,7 +171,8 @@ struct Bid {
 enum Read {
     Idle,
     Wanted(Millis),
-    Asked,
+    /// What had been seen when it was asked: a store that answers with less has gone back.
+    Asked(Revision),
 }
 
 impl Election {
@@ -185,7 +189,7 @@ impl Election {
             leader: None,
             cause: Cause::Vacant,
             read: Read::Idle,
-            told_at: Revision(0),
+            seen: Revision(0),
             campaign_at: Millis(0),
             known: Term::default(),
             claimed: Term::default(),
@@ -254,6 +258,12 @@ impl Election {
         [reign, read, campaign].into_iter().chain(others).flatten().min()
     }
 
+    /// A transaction of this balancer was made at this revision: a read that is asked for from now on shows no older store,
+    /// unless it was restored.
+    pub fn saw(&mut self, revision: Revision) {
+        self.seen = self.seen.max(revision);
+    }
+
     /// Takes an event, and says what is to be done, in order.
     pub fn step(&mut self, now: Millis, event: Event) -> Vec<Action> {
         let mut out = Vec::new();
@@ -297,7 +307,7 @@ impl Election {
         }
         self.lease.proceed(now, out);
         if matches!(self.read, Read::Wanted(at) if at <= now) {
-            self.read = Read::Asked;
+            self.read = Read::Asked(self.seen);
             out.push(Action::ReadLeader);
         }
         let other = match &self.leader {
@@ -339,34 +349,50 @@ impl Election {
 
     /// The watch told who holds the key at a revision.
     fn told(&mut self, now: Millis, revision: Revision, holder: Option<Holder>, out: &mut Vec<Action>) {
-        // A watch tells in order, so the store has gone back to a backup: with the key, perhaps, but without what was
-        // committed since.
-        let restored = revision < std::mem::replace(&mut self.told_at, revision);
-        if restored && matches!(self.stage, Stage::Holding(_)) {
-            return self.end(now, Reason::StoreRestored, out);
-        }
         if let Stage::Holding(reign) = self.stage {
             // What was before this reign is no news.
-            if revision.0 >= reign.term.revision {
+            if revision >= reign.as_of {
                 self.compare(now, reign, holder, out);
             }
-            return;
+        } else if revision >= self.seen {
+            self.learn(now, holder, out);
         }
-        self.learn(now, holder, out);
+        self.seen = self.seen.max(revision);
     }
 
     /// The key as it was read.
     fn found(&mut self, now: Millis, found: Found, out: &mut Vec<Action>) {
-        self.read = Read::Idle;
+        let asked = std::mem::replace(&mut self.read, Read::Idle);
+        if matches!(asked, Read::Asked(seen) if found.revision < seen) {
+            let reigned = matches!(self.stage, Stage::Holding(_));
+            self.store_went_back(now, out);
+            if reigned {
+                // The key is given back first.
+                return;
+            }
+        }
+        // The watch was faster.
+        let fresh = found.revision >= self.seen;
+        self.seen = self.seen.max(found.revision);
         match self.stage {
-            // What was before this reign is no news.
             Stage::Holding(reign) if found.revision < reign.as_of => {}
             Stage::Holding(_) => self.verify(now, found, out),
             _ => {
                 self.generation = Some(found.generation);
-                self.learn(now, found.holder, out);
+                if fresh {
+                    self.learn(now, found.holder, out);
+                }
             }
         }
+    }
+
+    /// The store is a backup: what was committed since is lost, and its revisions are given out a second time. Any of them
+    /// may have been a term.
+    fn store_went_back(&mut self, now: Millis, out: &mut Vec<Action>) {
+        let generation = self.generation.map_or(0, |generation| generation.value);
+        self.known = self.known.max(Term { generation, revision: self.seen.0 });
+        self.seen = Revision(0);
+        self.end(now, Reason::StoreRestored, out);
     }
 
     /// What is heard of the key while this balancer does not hold it, as far as it knows.

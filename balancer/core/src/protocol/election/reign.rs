@@ -66,6 +66,7 @@ impl Election {
     /// Begins the term, if it is above all that are known.
     fn take(&mut self, now: Millis, term: Term, as_of: Revision, cause: Cause, out: &mut Vec<Action>) {
         self.cause = Cause::Vacant;
+        self.seen = self.seen.max(as_of);
         if term <= self.known {
             self.stage = Stage::Holding(Reign { term, as_of, phase: Phase::Behind });
             out.push(Action::Behind { term, highest: self.known });
@@ -80,7 +81,7 @@ impl Election {
 
     /// One that is under way will do.
     pub(super) fn read_soon(&mut self, now: Millis) {
-        if self.read != Read::Asked {
+        if !matches!(self.read, Read::Asked(_)) {
             self.read = Read::Wanted(now);
         }
     }
@@ -136,15 +137,15 @@ impl Election {
         if !self.lease.kept(lease, sent_at, self.settings.ttl_ms) {
             return;
         }
+        // A lease may live while its key is gone, or the store a backup; and a frozen leader thaws by what is read.
+        self.read_soon(now);
         let Stage::Holding(reign) = self.stage else { return };
         let until = self.until();
-        match reign.phase {
-            Phase::Leading { until: before } if until > before => {
-                self.stage = Stage::Holding(Reign { phase: Phase::Leading { until }, ..reign });
-                out.push(Action::Extend { until });
-            }
-            Phase::Frozen => self.read_soon(now),
-            _ => {}
+        if let Phase::Leading { until: before } = reign.phase
+            && until > before
+        {
+            self.stage = Stage::Holding(Reign { phase: Phase::Leading { until }, ..reign });
+            out.push(Action::Extend { until });
         }
     }
 

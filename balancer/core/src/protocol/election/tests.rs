@@ -123,7 +123,7 @@ fn a_standby_connects_to_the_leader_and_keeps_a_lease_ready() {
     check(&mut election, 2, found(5, other(5)), &[Action::ConnectPeer(record("b", OTHER))]);
     check(&mut election, TTL / 4, Event::Tick, &[Action::KeepAlive(OWN)]);
     check(&mut election, TTL / 4, Event::Tick, &[]);
-    check(&mut election, TTL / 4 + 9, kept(TTL / 4), &[]);
+    check(&mut election, TTL / 4 + 9, kept(TTL / 4), &[Action::ReadLeader]);
     check(&mut election, TTL / 2, Event::Tick, &[Action::KeepAlive(OWN)]);
     assert_eq!(election.state(), State::Standby);
 }
@@ -183,7 +183,7 @@ fn each_keep_alive_extends_the_deadline_from_when_it_was_sent() {
     let mut election = leading();
     check(&mut election, 1_000, Event::Tick, &[Action::KeepAlive(OWN)]);
     let until = at(1_000 + COMMANDS);
-    check(&mut election, 1_900, kept(1_000), &[Action::Extend { until }]);
+    check(&mut election, 1_900, kept(1_000), &[Action::Extend { until }, Action::ReadLeader]);
     assert_eq!(election.wake(), Some(at(2_000)));
     check(&mut election, 1_901, Event::KeptAlive { lease: OTHER, sent_at: at(1_900) }, &[]);
 }
@@ -247,11 +247,37 @@ fn a_reign_ends_when_another_holds_the_key() {
 fn a_reign_ends_when_the_store_goes_back_even_if_the_key_is_in_the_backup() {
     let mut election = leading();
     let ours = holder("a", OWN, 2);
-    check(&mut election, 1, told(9, ours.clone()), &[]);
+    election.step(at(1), kept(1));
+    check(&mut election, 2, found(60, ours.clone()), &[]);
+    check(&mut election, 3, Event::WriteRefused, &[Action::ReadLeader]);
     let end = Action::End { reason: Reason::StoreRestored };
-    check(&mut election, 2, told(5, ours), &[end, Action::Revoke(OWN), Action::Grant, Action::ReadLeader]);
-    check(&mut election, 3, granted(LeaseId(2), 2), &[]);
-    check(&mut election, 4, found(6, None), &[campaign_of(LeaseId(2))]);
+    check(&mut election, 4, found(40, ours), &[end, Action::Revoke(OWN), Action::Grant, Action::ReadLeader]);
+    election.step(at(5), granted(LeaseId(2), 4));
+    check(&mut election, 6, found(41, None), &[campaign_of(LeaseId(2))]);
+    let behind = Action::Behind { term: term(42), highest: term(60) };
+    check(&mut election, 7, done(42), &[behind]);
+}
+
+#[test]
+fn a_standby_that_sees_the_store_go_back_leads_after_an_adoption_only() {
+    let mut election = standby(other(5));
+    election.step(at(1), kept(1));
+    election.step(at(2), found(60, other(5)));
+    election.step(at(3), kept(2));
+    election.step(at(4), found(40, other(5)));
+    election.step(at(5), told(41, None));
+    let behind = Action::Behind { term: term(42), highest: term(60) };
+    check(&mut election, 7, done(42), &[behind]);
+}
+
+#[test]
+fn a_read_that_was_asked_before_the_news_is_no_sign_of_a_restored_store() {
+    let mut election = standby(other(5));
+    election.step(at(1), kept(1));
+    election.step(at(2), told(70, other(70)));
+    check(&mut election, 3, found(60, other(5)), &[]);
+    assert_eq!(election.leader(), other(70).as_ref());
+    assert_eq!(election.highest(), term(70));
 }
 
 #[test]
