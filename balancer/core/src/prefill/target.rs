@@ -41,8 +41,9 @@ impl Target {
         let longest =
             ranks.iter().flat_map(|rank| &rank.pinned).chain(held).map(|p| p.context + p.remaining).max();
         let longest = longest.unwrap_or(0) as f64;
-        let least = (longest * longest / 2.0 / ROUNDS_MAX).max(1.0);
         let tokens = budget.tokens.max(1) as f64;
+        let k: f64 = std::env::var("K_LEAST").ok().and_then(|v| v.parse().ok()).unwrap_or(1e9);
+        let least = (longest * longest / 2.0 / ROUNDS_MAX).min(k * tokens / budget.pair_cost.max(1e-12)).max(1.0);
         let wanted = STOCK * ranks.len() as f64;
         let stock_at = |target: f64| -> f64 {
             let heavy = prompts.iter().filter(|(_, context)| *context > target / tokens);
@@ -76,7 +77,8 @@ impl Target {
     /// Where no prompt waits a round need not be as short as can be: cut shorter than the work, it would only
     /// make one more.
     pub(super) fn relaxed(&self) -> Self {
-        let relaxed = if self.pair_cost > 0.0 { RELAXED * self.tokens / self.pair_cost } else { 0.0 };
+        let r: f64 = std::env::var("K_RELAX").ok().and_then(|v| v.parse().ok()).unwrap_or(RELAXED);
+        let relaxed = if self.pair_cost > 0.0 { r * self.tokens / self.pair_cost } else { 0.0 };
         Self::at(self.attention.max(relaxed), self.tokens, self.pair_cost)
     }
 
