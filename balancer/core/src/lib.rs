@@ -23,4 +23,5 @@ pub mod report;
 pub mod routing;
 pub mod snapshot;
 pub mod topology;
+pub mod unit_choice;
 pub mod units;
