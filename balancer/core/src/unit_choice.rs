@@ -106,7 +106,8 @@ mod tests {
     #[track_caller]
     fn check(prompts: &[(u64, u64)], expected: &[u16]) {
         let mut choice = choice();
-        let units = prompts.iter().map(|&(family, count)| choice.choose(count * 64, &blocks(family, count)).unit);
+        let units =
+            prompts.iter().map(|&(family, count)| choice.choose(count * 64, &blocks(family, count)).unit);
         assert_eq!(units.collect::<Vec<_>>(), expected);
     }
 
@@ -123,7 +124,9 @@ mod tests {
     #[test]
     fn a_short_common_beginning_does_not_fill_one_unit() {
         let mut choice = choice();
-        let of = |family: u64| -> Arc<[BlockHash]> { blocks(0, 2).iter().chain(&*blocks(family, 98)).copied().collect() };
+        let of = |family: u64| -> Arc<[BlockHash]> {
+            blocks(0, 2).iter().chain(&*blocks(family, 98)).copied().collect()
+        };
         let units: Vec<u16> = (1..=30).map(|family| choice.choose(6400, &of(family)).unit).collect();
         for unit in 0..3 {
             assert!(units.iter().filter(|&&u| u == unit).count() >= 8, "{units:?}");

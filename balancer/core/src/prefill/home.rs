@@ -3,6 +3,10 @@
 use super::chunks::Prompt;
 use super::work::Work;
 
+/// Prompts yet to come that a rank's work delays, as counted beside those that are there. With none, one in fifty of the prefixes that
+/// could be hits runs twice in simulation (Mooncake at 20 % load) and the last percent of first tokens comes a tenth later.
+const LATER: f64 = 2.0;
+
 /// A prefix of a held prompt on a rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Home {
@@ -73,7 +77,7 @@ impl Homes {
     /// shorter ones, and the longer ones for it.
     fn delay(&self, rank: usize, after: Option<usize>, time: f64) -> f64 {
         let rank = &self.ranks[rank];
-        rank.prompts.iter().enumerate().fold(rank.given + time, |sum, (index, &other)| {
+        rank.prompts.iter().enumerate().fold(rank.given + (1.0 + LATER) * time, |sum, (index, &other)| {
             sum + if other <= time || Some(index) == after { other } else { time }
         })
     }
@@ -82,4 +86,51 @@ impl Homes {
 fn time_of(prompt: &Prompt, pair_cost: f64) -> f64 {
     let work = Work::of(prompt.context, prompt.remaining);
     work.tokens as f64 + pair_cost * work.attention as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prompt(context: u64, remaining: u64) -> Prompt {
+        Prompt { context, remaining }
+    }
+
+    fn home(rank: usize, tokens: u64) -> Home {
+        Home { rank, tokens, after: None }
+    }
+
+    /// Where 10,000 tokens go with these homes, on ranks with these prompts.
+    #[track_caller]
+    fn check(ranks: &[&[Prompt]], homes: &[Home], expected: Way) {
+        let mut all = Homes::new(ranks.iter().map(|rank| (Work::default(), *rank)), 1e-4);
+        assert_eq!(all.send(prompt(0, 10_000), homes), expected);
+    }
+
+    #[test]
+    fn a_prompt_goes_where_most_of_its_prefix_is() {
+        check(&[&[], &[]], &[], Way::Free);
+        check(&[&[], &[]], &[home(0, 3000), home(1, 9000)], Way::Home(1, prompt(9000, 1000)));
+        check(&[&[], &[]], &[home(1, u64::MAX)], Way::Home(1, prompt(9999, 1)));
+    }
+
+    #[test]
+    fn it_passes_what_takes_longer_and_leaves_what_is_too_much() {
+        let (long, short) = (prompt(0, 90_000), prompt(0, 900));
+        check(&[&[], &[long]], &[home(1, 9000)], Way::Home(1, prompt(9000, 1000)));
+        check(&[&[], &[short; 60]], &[home(1, 9000)], Way::Free);
+    }
+
+    #[test]
+    fn a_little_in_common_draws_no_crowd() {
+        let same = prompt(0, 9000);
+        check(&[&[same], &[]], &[home(0, 512)], Way::Free);
+    }
+
+    #[test]
+    fn it_waits_for_a_prefix_that_is_still_to_run() {
+        let after = Home { rank: 0, tokens: 9000, after: Some(0) };
+        check(&[&[prompt(4000, 6000)], &[]], &[after], Way::Wait(0));
+        check(&[&[prompt(0, 90_000)], &[]], &[after], Way::Free);
+    }
 }

@@ -24,7 +24,13 @@ impl Holding {
     pub(super) fn new(policy: &RoutingPolicy) -> Result<Self, InvalidFairPolicy> {
         let queue = FairQueue::new(policy.fairness())?;
         let (held_max, tenant_held_max) = (policy.held_max, policy.fairness().tenant_held_max);
-        Ok(Self { queue, blocks: FxHashMap::default(), begun: FxHashMap::default(), held_max, tenant_held_max })
+        Ok(Self {
+            queue,
+            blocks: FxHashMap::default(),
+            begun: FxHashMap::default(),
+            held_max,
+            tenant_held_max,
+        })
     }
 
     /// Takes an arrival whose service costs so much. Whoever has no room any more, the arrival itself or one that was

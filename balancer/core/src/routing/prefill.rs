@@ -5,10 +5,11 @@ use super::{BlockHash, Decision, RequestId, Router, RoutingEvent};
 use crate::cost_fit::StepCost;
 use crate::ids::Rank;
 use crate::prefill::{
-    Cohort, HELD_PER_RANK, Hit, Home, Homes, Item, MICROBATCHES, Prompt, RankBacklog, RoundBudget, Source, Way,
-    Work, assign, plan_round,
+    Cohort, HELD_PER_RANK, Hit, Home, Homes, Item, MICROBATCHES, Prompt, RankBacklog, RoundBudget, Source,
+    Way, Work, assign, plan_round,
 };
 use crate::units::{Millis, Tokens};
+use rustc_hash::FxHashSet;
 
 impl Router {
     /// An arrival joins the held prompts, at the cost that it will have on a rank that has nothing of it cached.
@@ -148,10 +149,14 @@ impl Router {
         let mut pinned: Vec<Vec<(RequestId, Prompt)>> =
             ranks.iter().map(|&rank| self.ledger.pinned_prompts(rank).collect()).collect();
         let held = self.send_home(ranks, held, pair_cost, &mut pinned);
+        let age = |request: RequestId| (self.ledger.arrived(request), request);
+        pinned.iter_mut().for_each(|prompts| prompts.sort_by_key(|&(request, _)| age(request)));
+        let is_newcomer = |request: RequestId| held.first().is_some_and(|&first| age(request) > age(first));
         let backlog = |(&rank, prompts): (&Rank, &Vec<(RequestId, Prompt)>)| {
             let [first, second] = self.ledger.outstanding(rank);
             let pinned = prompts.iter().map(|(_, prompt)| *prompt).collect();
-            RankBacklog { pinned, outstanding: first + second }
+            let newcomers = prompts.len() - prompts.partition_point(|&(request, _)| !is_newcomer(request));
+            RankBacklog { pinned, newcomers, outstanding: first + second }
         };
         let backlogs: Vec<RankBacklog> = ranks.iter().zip(&pinned).map(backlog).collect();
         let prompts: Vec<Prompt> = held.iter().map(|&request| self.ledger.rest(request)).collect();
@@ -200,7 +205,8 @@ impl Router {
         pair_cost: f64,
         pinned: &mut [Vec<(RequestId, Prompt)>],
     ) -> Vec<RequestId> {
-        let prompts: Vec<Vec<Prompt>> = pinned.iter().map(|rank| rank.iter().map(|&(_, p)| p).collect()).collect();
+        let prompts: Vec<Vec<Prompt>> =
+            pinned.iter().map(|rank| rank.iter().map(|&(_, p)| p).collect()).collect();
         let given = ranks.iter().map(|&rank| {
             let [first, second] = self.ledger.outstanding(rank);
             first + second
@@ -208,13 +214,23 @@ impl Router {
         let mut homes = Homes::new(given.zip(prompts.iter().map(Vec::as_slice)), pair_cost);
         let mut scratch = Vec::new();
         let mut free = Vec::with_capacity(held.len());
+        let mut coming = Coming::default();
         for &request in held {
             let item = self.item(request, ranks, &mut scratch);
-            let near: Vec<Home> = item.hits.iter().map(|&hit| self.home(request, hit, &pinned[hit.rank])).collect();
+            let most = item.hits.iter().map(|hit| hit.tokens).max().unwrap_or(item.prompt.context);
+            let shared = coming.shared(self.holding.blocks(request)) * self.policy.block_tokens;
+            if shared.saturating_sub(most) >= item.prompt.remaining.div_ceil(SHARED_PARTS_MAX) {
+                continue;
+            }
+            let near: Vec<Home> =
+                item.hits.iter().map(|&hit| self.home(request, hit, &pinned[hit.rank])).collect();
             match homes.send(item.prompt, &near) {
                 Way::Home(rank, rest) => pinned[rank].push((request, rest)),
                 Way::Wait(_) => {}
-                Way::Free => free.push(request),
+                Way::Free => {
+                    coming.add(self.holding.blocks(request));
+                    free.push(request);
+                }
             }
         }
         free
@@ -235,6 +251,30 @@ impl Router {
         let after = pinned.iter().position(ahead);
         Home { rank: hit.rank, tokens: hit.tokens, after }
     }
+}
+
+/// A prompt waits for an older one that takes any rank in the same round if they share a quarter of it or more: where the older one
+/// began, that need not run twice. Less is not worth a round.
+const SHARED_PARTS_MAX: u64 = 4;
+
+/// Beginnings of the prompts that take any rank in this round, of 1, 2, 4, ... blocks.
+#[derive(Default)]
+struct Coming(FxHashSet<BlockHash>);
+
+impl Coming {
+    fn add(&mut self, blocks: &[BlockHash]) {
+        self.0.extend(beginnings(blocks).map(|depth| blocks[depth - 1]));
+    }
+
+    /// Leading blocks that a prompt has in common with one of them: the next lower power of two.
+    fn shared(&self, blocks: &[BlockHash]) -> u64 {
+        beginnings(blocks).take_while(|depth| self.0.contains(&blocks[depth - 1])).last().unwrap_or(0) as u64
+    }
+}
+
+fn beginnings(blocks: &[BlockHash]) -> impl Iterator<Item = usize> {
+    let length = blocks.len();
+    (0..usize::BITS).map(|power| 1 << power).take_while(move |&depth: &usize| depth <= length)
 }
 
 /// Leading blocks that two prompts share: a block's hash names all that is before it.
