@@ -11,6 +11,8 @@ const ON_TARGET: f64 = 0.99;
 /// Attention that is the rank's oldest prompt's, in parts of the target, however many shorter ones come: they pass it, but it goes on.
 /// The other half is enough for those.
 const OLDEST_SHARE: f64 = 0.5;
+/// And at most this part of the tokens: while its context is short it has little attention to give, which then others must.
+const OLDEST_TOKENS: u64 = 8;
 
 /// One rank's prompts while the round is planned.
 pub(super) struct Candidates {
@@ -102,10 +104,11 @@ impl Candidates {
     /// The oldest member, and its tokens with its share of the attention, but for what is outstanding.
     fn oldest_tokens(&self, target: &Target, cap: u64) -> (usize, u64) {
         let oldest = self.oldest();
-        let Some((_, prompt)) = self.members.get(oldest) else { return (0, 0) };
+        let heavy = self.members.get(oldest).filter(|(_, prompt)| target.is_heavy(prompt));
+        let Some((_, prompt)) = heavy else { return (0, 0) };
         let share = OLDEST_SHARE * (target.attention - self.carried.attention as f64);
         let most = share / (prompt.context as f64 + 1.0);
-        (oldest, (most.max(0.0) as u64).min(prompt.remaining).min(cap).min(self.tokens / 2))
+        (oldest, (most.max(0.0) as u64).min(prompt.remaining).min(cap).min(self.tokens / OLDEST_TOKENS))
     }
 
     /// Work of the rank with these tokens per member.
