@@ -24,4 +24,5 @@ pub mod report;
 pub mod routing;
 pub mod snapshot;
 pub mod topology;
+pub mod unit_choice;
 pub mod units;

@@ -18,8 +18,10 @@ pub struct Prompt {
 /// What a rank has before the round is planned.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RankBacklog {
-    /// Prompts that began on this rank and stay there, oldest first.
+    /// Prompts that began on this rank or go there for their prefix, and stay there; oldest first.
     pub pinned: Vec<Prompt>,
+    /// So many of them, the last, are younger than the first held prompt and do not keep it waiting.
+    pub newcomers: usize,
     /// Work given to the rank that it has not finished.
     pub outstanding: Work,
 }

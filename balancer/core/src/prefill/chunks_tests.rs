@@ -10,7 +10,7 @@ fn prompt(context: u64, remaining: u64) -> Prompt {
 
 /// Ranks by their pinned prompts, with nothing outstanding.
 fn ranks(pinned: &[&[Prompt]]) -> Vec<RankBacklog> {
-    let rank = |p: &&[Prompt]| RankBacklog { pinned: p.to_vec(), outstanding: Work::default() };
+    let rank = |p: &&[Prompt]| RankBacklog { pinned: p.to_vec(), ..RankBacklog::default() };
     pinned.iter().map(rank).collect()
 }
 
@@ -143,10 +143,11 @@ fn nothing_waits_for_ever() {
     let mut held = vec![prompt(0, 100_000), prompt(0, 60_000)];
     let mut pinned: Vec<Vec<Prompt>> = vec![Vec::new(); 2];
     for step in 0.. {
-        assert!(step < 2 * 256, "a long prompt still waits");
+        // A quarter of the round's time in attention is 2.5 M pairs; the longer one has 5 G.
+        assert!(step < 2000, "a long prompt still waits");
         held.resize(held.len().max(20), prompt(0, 200));
         let busy: Vec<RankBacklog> =
-            pinned.iter().map(|p| RankBacklog { pinned: p.clone(), outstanding: Work::default() }).collect();
+            pinned.iter().map(|p| RankBacklog { pinned: p.clone(), ..RankBacklog::default() }).collect();
         let round = plan(&busy, &held, 1000);
         check_round(&busy, &held, 1000, &round);
         advance(&mut pinned, &mut held, &round);
@@ -155,6 +156,33 @@ fn nothing_waits_for_ever() {
             return;
         }
     }
+}
+
+#[test]
+fn a_long_prompt_goes_on_however_many_shorter_ones_come() {
+    let mut long = prompt(0, 100_000);
+    for step in 0.. {
+        // 5 G pairs at half of at least 2.5 M a round.
+        assert!(step < 5000, "{long:?} still waits");
+        let mut pinned = vec![long];
+        pinned.extend([prompt(50_000, 200); 20]);
+        let round = plan(&[RankBacklog { pinned, ..RankBacklog::default() }], &[], 1000);
+        let run = tokens_of(&round, 0, Source::Pinned(0));
+        (long.context, long.remaining) = (long.context + run, long.remaining - run);
+        if long.remaining == 0 {
+            return;
+        }
+    }
+}
+
+#[test]
+fn the_first_held_prompt_does_not_wait_for_those_that_came_later() {
+    let begins = |newcomers: usize| {
+        let rank = RankBacklog { pinned: vec![prompt(50_000, 5000); 3], newcomers, ..RankBacklog::default() };
+        let round = plan(&[rank.clone(), rank], &[prompt(60_000, 60_000)], 1000);
+        round.chunks.iter().any(|chunk| chunk.prompt == Source::Held(0))
+    };
+    assert!(!begins(0) && begins(3));
 }
 
 /// Runs a round: held prompts that began are pinned, and what is done is gone.
@@ -183,8 +211,9 @@ fn prompts(tokens: u64, count: usize) -> impl Strategy<Value = Vec<Prompt>> {
 }
 
 fn backlogs(outstanding: u64) -> impl Strategy<Value = Vec<RankBacklog>> {
-    let rank = (prompts(4000, 5), 0..20_000u64, 0..=outstanding)
-        .prop_map(|(pinned, context, tokens)| RankBacklog { pinned, outstanding: Work::of(context, tokens) });
+    let rank = (prompts(4000, 5), 0..20_000u64, 0..=outstanding).prop_map(|(pinned, context, tokens)| {
+        RankBacklog { pinned, outstanding: Work::of(context, tokens), ..RankBacklog::default() }
+    });
     prop::collection::vec(rank, 1..8)
 }
 

@@ -8,6 +8,11 @@ use std::cmp::Reverse;
 
 /// How much of the target time a rank must reach before it keeps to its cap.
 const ON_TARGET: f64 = 0.99;
+/// Attention that is the rank's oldest prompt's, in parts of the target, however many shorter ones come: they pass it, but it goes on.
+/// The other half is enough for those.
+const OLDEST_SHARE: f64 = 0.5;
+/// And at most this part of the tokens: while its context is short it has little attention to give, which then others must.
+const OLDEST_TOKENS: u64 = 8;
 
 /// One rank's prompts while the round is planned.
 pub(super) struct Candidates {
@@ -16,6 +21,8 @@ pub(super) struct Candidates {
     tokens: u64,
     /// What the rank has already.
     carried: Work,
+    /// Pinned prompts that are older than the first held one.
+    older: usize,
 }
 
 /// Tokens of each member.
@@ -27,12 +34,18 @@ impl Candidates {
             members: rank.pinned.iter().enumerate().map(|(i, &p)| (Source::Pinned(i), p)).collect(),
             tokens: tokens.saturating_sub(rank.outstanding.tokens),
             carried: rank.outstanding,
+            older: rank.pinned.len().saturating_sub(rank.newcomers),
         }
+    }
+
+    /// Members that the first held prompt waits for.
+    pub(super) fn older(&self) -> &[(Source, Prompt)] {
+        &self.members[..self.older]
     }
 
     /// The most attention that the rank can have in this round.
     pub(super) fn reach(&self) -> u64 {
-        let blend = Blend { candidates: self, cap: u64::MAX };
+        let blend = Blend { candidates: self, cap: u64::MAX, oldest: (0, 0) };
         self.work(&blend.of(&self.densest_first(), self.tokens, &[])).attention
     }
 
@@ -58,7 +71,7 @@ impl Candidates {
     }
 
     fn split_capped(&self, target: &Target, cap: u64) -> Tokens {
-        let blend = Blend { candidates: self, cap };
+        let blend = Blend { candidates: self, cap, oldest: self.oldest_tokens(target, cap) };
         let above = |tokens: &Tokens| target.time_of(self.work(tokens)) > target.time;
         let small_first = self.sorted(|p| Work::of(p.context, p.remaining).attention);
         let is_heavy = |&m: &usize| target.is_heavy(&self.members[m].1);
@@ -80,6 +93,22 @@ impl Candidates {
         // The small ones would take all tokens and leave attention short.
         let rest: Vec<usize> = heavy.iter().chain(&light).copied().collect();
         blend.to_target(&self.densest_first(), &rest, target)
+    }
+
+    /// The member that has waited longest: the first held prompt, where all that is pinned came later.
+    fn oldest(&self) -> usize {
+        let first_held = self.members.iter().position(|(source, _)| *source == Source::Held(0));
+        first_held.filter(|_| self.older == 0).unwrap_or(0)
+    }
+
+    /// The oldest member, and its tokens with its share of the attention, but for what is outstanding.
+    fn oldest_tokens(&self, target: &Target, cap: u64) -> (usize, u64) {
+        let oldest = self.oldest();
+        let heavy = self.members.get(oldest).filter(|(_, prompt)| target.is_heavy(prompt));
+        let Some((_, prompt)) = heavy else { return (0, 0) };
+        let share = OLDEST_SHARE * (target.attention - self.carried.attention as f64);
+        let most = share / (prompt.context as f64 + 1.0);
+        (oldest, (most.max(0.0) as u64).min(prompt.remaining).min(cap).min(self.tokens / OLDEST_TOKENS))
     }
 
     /// Work of the rank with these tokens per member.
@@ -104,12 +133,20 @@ impl Candidates {
 struct Blend<'a> {
     candidates: &'a Candidates,
     cap: u64,
+    /// A member, and its tokens before any other's.
+    oldest: (usize, u64),
 }
 
 impl Blend<'_> {
     /// `first` tokens in one order, and the rest of the rank's in the other.
     fn of(&self, one: &[usize], first: u64, other: &[usize]) -> Tokens {
         let mut tokens = vec![0; self.candidates.members.len()];
+        let (oldest, share) = self.oldest;
+        if let Some(tokens) = tokens.get_mut(oldest) {
+            *tokens = share;
+        }
+        let all = self.candidates.tokens - share;
+        let first = first.min(all);
         let mut give = |order: &[usize], mut left: u64| {
             for &member in order {
                 let most = self.candidates.members[member].1.remaining.min(self.cap);
@@ -120,7 +157,7 @@ impl Blend<'_> {
             left
         };
         let unspent = give(one, first);
-        give(other, self.candidates.tokens - first + unspent);
+        give(other, all - first + unspent);
         tokens
     }
 

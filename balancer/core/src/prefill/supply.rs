@@ -42,11 +42,19 @@ fn give(candidates: &mut Candidates, held: &[Prompt], index: usize) {
 
 /// Oldest first, to the rank that has least; a rank that cannot reach the target gets one that is ripe.
 fn supply_heavy(candidates: &mut [Candidates], held: &[Prompt], heavy: &mut Vec<usize>, target: &Target) {
-    let rounds = |c: &Candidates| -> f64 {
-        let heavy = c.members.iter().filter(|(_, p)| target.is_heavy(p));
+    let rounds = |members: &[(Source, Prompt)]| -> f64 {
+        let heavy = members.iter().filter(|(_, p)| target.is_heavy(p));
         heavy.map(|(_, p)| target.rounds(p)).sum()
     };
-    let mut stock: Vec<f64> = candidates.iter().map(rounds).collect();
+    let mut stock: Vec<f64> = candidates.iter().map(|c| rounds(&c.members)).collect();
+    if heavy.first() == Some(&0) && stock.iter().all(|&stock| stock >= ROUNDS_AHEAD) {
+        // Prompts that came later fill the ranks because their prefix is there: else the oldest would wait for ever.
+        let older = |&rank: &usize| rounds(candidates[rank].older());
+        let least = (0..stock.len()).min_by(|x, y| older(x).total_cmp(&older(y)));
+        if let Some(rank) = least.filter(|rank| older(rank) < ROUNDS_AHEAD) {
+            give(&mut candidates[rank], held, heavy.remove(0));
+        }
+    }
     while !heavy.is_empty() {
         let poorest = (0..stock.len()).min_by(|&x, &y| stock[x].total_cmp(&stock[y]));
         let Some(rank) = poorest.filter(|&rank| stock[rank] < ROUNDS_AHEAD) else { return };

@@ -43,6 +43,8 @@ pub(super) struct Holders {
     newest: u32,
     len: usize,
     evicted: u64,
+    /// `[ranks]`: blocks that each holds.
+    held: Vec<u32>,
 }
 
 impl Holders {
@@ -61,7 +63,13 @@ impl Holders {
             newest: NONE,
             len: 0,
             evicted: 0,
+            held: vec![0; usize::from(ranks)],
         }
+    }
+
+    /// Blocks that a rank holds.
+    pub(super) fn held(&self, rank: Rank) -> u32 {
+        self.held[rank.index()]
     }
 
     /// Blocks that at least one rank holds.
@@ -118,26 +126,21 @@ impl Holders {
         };
         self.link_newest(row);
         let (word, bit) = self.place(row, rank);
+        self.held[rank.index()] += u32::from(self.ranks[word] & bit == 0);
         self.ranks[word] |= bit;
     }
 
     /// `rank` holds the block no longer.
     pub(super) fn remove(&mut self, block: BlockHash, rank: Rank) {
         if let Some(row) = self.find(block) {
-            let (word, bit) = self.place(row, rank);
-            self.ranks[word] &= !bit;
-            self.release_if_unheld(row);
+            self.clear_bit(row, rank);
         }
     }
 
     /// `rank` holds nothing. One pass over the bit sets of all rows, which is rare enough to need no lists per rank.
     pub(super) fn remove_rank(&mut self, rank: Rank) {
         for row in 0..self.hashes.len() {
-            let (word, bit) = self.place(row, rank);
-            if self.ranks[word] & bit != 0 {
-                self.ranks[word] &= !bit;
-                self.release_if_unheld(row);
-            }
+            self.clear_bit(row, rank);
         }
     }
 
@@ -150,7 +153,18 @@ impl Holders {
         self.hashes.clear();
         self.links.clear();
         self.ranks.clear();
+        self.held.fill(0);
         (self.free, self.oldest, self.newest, self.len) = (NONE, NONE, NONE, 0);
+    }
+
+    /// Takes a rank out of a row, if it is in it.
+    fn clear_bit(&mut self, row: usize, rank: Rank) {
+        let (word, bit) = self.place(row, rank);
+        if self.ranks[word] & bit != 0 {
+            self.ranks[word] &= !bit;
+            self.held[rank.index()] -= 1;
+            self.release_if_unheld(row);
+        }
     }
 
     /// Word and bit of a rank in a row.
@@ -184,7 +198,13 @@ impl Holders {
         if self.free == NONE && self.hashes.len() == self.rows_max {
             self.evicted += 1;
             let oldest = self.oldest as usize - 1;
-            self.ranks[oldest * self.words..][..self.words].fill(0);
+            for word in 0..self.words {
+                let mut bits = std::mem::take(&mut self.ranks[oldest * self.words + word]);
+                while bits != 0 {
+                    self.held[word * WORD + bits.trailing_zeros() as usize] -= 1;
+                    bits &= bits - 1;
+                }
+            }
             self.release_if_unheld(oldest);
         }
         let row = match self.free {

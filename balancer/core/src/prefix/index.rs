@@ -222,6 +222,11 @@ impl PrefixIndex {
         }
     }
 
+    /// Blocks that a rank has or is expected to have; one that is both counts twice.
+    pub fn blocks_of(&self, rank: Rank) -> u64 {
+        self.layers().iter().map(|layer| u64::from(layer.held(rank))).sum()
+    }
+
     /// Distinct blocks, from events and expected ones; one that is both counts twice.
     pub fn blocks(&self) -> usize {
         self.layers().iter().map(|layer| layer.len()).sum()

@@ -3,6 +3,7 @@
 use super::{BlockHash, Decision, REFUSED_HELD_FULL, REFUSED_TENANT_HELD_FULL, RequestId, RoutingEvent};
 use crate::fair_queue::{Admission, FairQueue, HeldRequest, InvalidFairPolicy, Refusal, TenantId};
 use crate::policy::RoutingPolicy;
+use crate::units::Millis;
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
 
@@ -13,6 +14,8 @@ pub(super) struct Holding {
     queue: FairQueue,
     /// Of the held requests that have any.
     blocks: FxHashMap<RequestId, Arc<[BlockHash]>>,
+    /// Of the prompts that have begun and are not wholly dispatched, with when their rank was last said to expect them.
+    begun: FxHashMap<RequestId, (Arc<[BlockHash]>, Millis)>,
     held_max: usize,
     tenant_held_max: usize,
 }
@@ -21,7 +24,13 @@ impl Holding {
     pub(super) fn new(policy: &RoutingPolicy) -> Result<Self, InvalidFairPolicy> {
         let queue = FairQueue::new(policy.fairness())?;
         let (held_max, tenant_held_max) = (policy.held_max, policy.fairness().tenant_held_max);
-        Ok(Self { queue, blocks: FxHashMap::default(), held_max, tenant_held_max })
+        Ok(Self {
+            queue,
+            blocks: FxHashMap::default(),
+            begun: FxHashMap::default(),
+            held_max,
+            tenant_held_max,
+        })
     }
 
     /// Takes an arrival whose service costs so much. Whoever has no room any more, the arrival itself or one that was
@@ -76,6 +85,37 @@ impl Holding {
         self.blocks.get(&request).map_or(&[], |blocks| blocks)
     }
 
+    /// A prompt with blocks has begun, and is not wholly dispatched.
+    pub(super) fn begin(&mut self, request: RequestId, blocks: Arc<[BlockHash]>, now: Millis) {
+        self.begun.insert(request, (blocks, now));
+    }
+
+    /// Blocks of a request, held or begun.
+    pub(super) fn any_blocks(&self, request: RequestId) -> &[BlockHash] {
+        match self.begun.get(&request) {
+            Some((blocks, _)) => blocks,
+            None => self.blocks(request),
+        }
+    }
+
+    /// A prompt is wholly dispatched, or gone.
+    pub(super) fn end(&mut self, request: RequestId) {
+        self.begun.remove(&request);
+    }
+
+    /// Begun prompts whose rank was told more than `age_ms` ago; from now on they count as told.
+    pub(super) fn aged(&mut self, now: Millis, age_ms: u64) -> Vec<(RequestId, Arc<[BlockHash]>)> {
+        let old = self.begun.iter_mut().filter(|(_, (_, told))| now.since(*told) >= age_ms);
+        let mut old: Vec<_> = old
+            .map(|(&request, (blocks, told))| {
+                *told = now;
+                (request, Arc::clone(blocks))
+            })
+            .collect();
+        old.sort_unstable_by_key(|(request, _)| *request);
+        old
+    }
+
     /// Takes a request out because a rank has it; its tenant is charged.
     pub(super) fn serve(&mut self, request: RequestId) -> Option<Arc<[BlockHash]>> {
         self.queue.serve(request);
@@ -86,6 +126,7 @@ impl Holding {
     pub(super) fn remove(&mut self, request: RequestId) {
         self.queue.remove(request);
         self.blocks.remove(&request);
+        self.begun.remove(&request);
     }
 
     pub(super) fn is_empty(&self) -> bool {

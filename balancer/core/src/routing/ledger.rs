@@ -184,6 +184,11 @@ impl Ledger {
         self.held.values().copied()
     }
 
+    /// When a live request arrived.
+    pub(super) fn arrived(&self, request: RequestId) -> Millis {
+        self.live[&request].arrived
+    }
+
     /// What is left to give of a live request.
     pub(super) fn rest(&self, request: RequestId) -> Prompt {
         self.live[&request].rest()

@@ -1,14 +1,15 @@
 //! What a router decides about prompts.
 
 use super::ledger::RankPhase;
-use super::{Decision, RequestId, Router, RoutingEvent};
+use super::{BlockHash, Decision, RequestId, Router, RoutingEvent};
 use crate::cost_fit::StepCost;
 use crate::ids::Rank;
 use crate::prefill::{
-    Cohort, HELD_PER_RANK, Hit, Item, MICROBATCHES, Prompt, RankBacklog, RoundBudget, Source, Work, assign,
-    plan_round,
+    Cohort, HELD_PER_RANK, Hit, Home, Homes, Item, MICROBATCHES, Prompt, RankBacklog, RoundBudget, Source,
+    Way, Work, assign, plan_round,
 };
 use crate::units::{Millis, Tokens};
+use rustc_hash::FxHashSet;
 
 impl Router {
     /// An arrival joins the held prompts, at the cost that it will have on a rank that has nothing of it cached.
@@ -32,18 +33,23 @@ impl Router {
         decisions: &mut Vec<Decision>,
     ) {
         let oldest = self.ledger.oldest_held();
-        let overdue = oldest.is_some_and(|arrived| now.since(arrived) >= self.policy.cohort_wait_max_ms);
+        let wait_max_ms = self.policy.cohort_wait_max_ms;
+        // What stays held in a round has its reason, and is looked at again in the next: only where none comes it is overdue.
+        let waited = |arrived: Millis| now.since(arrived.max(self.planned)) >= wait_max_ms;
+        let overdue = oldest.is_some_and(waited);
         if overdue || events.contains(&RoutingEvent::Tick) {
+            self.planned = now;
             match self.policy.round_tokens {
                 // What began on a draining rank ends there; nothing begins there any more.
                 Some(round_tokens) => {
                     let draining: Vec<Rank> = self.ledger.ranks_in(RankPhase::Draining).collect();
-                    self.dispatch_round(&draining, &[], round_tokens, decisions);
-                    let up: Vec<Rank> = self.ledger.ranks_in(RankPhase::Up).collect();
+                    self.dispatch_round(now, &draining, &[], round_tokens, decisions);
+                    let up = self.ranks_by_cache();
                     // Each is looked up in the prefix index, and no more are planned with.
                     let seen = HELD_PER_RANK * up.len();
                     let held: Vec<RequestId> = self.holding.in_order().take(seen).collect();
-                    self.dispatch_round(&up, &held, round_tokens, decisions);
+                    self.renew_expectations(now);
+                    self.dispatch_round(now, &up, &held, round_tokens, decisions);
                 }
                 None => self.dispatch_cohort(decisions),
             }
@@ -51,9 +57,19 @@ impl Router {
         decisions.extend(self.ledger.held_since(before).map(|request| Decision::Hold { request }));
     }
 
+    /// The ranks that are up, with the least in their cache first: of ranks that have as little to do the first is taken, and a prompt
+    /// that comes new shall not drive out what others come back to.
+    fn ranks_by_cache(&self) -> Vec<Rank> {
+        let mut up: Vec<Rank> = self.ledger.ranks_in(RankPhase::Up).collect();
+        if let Some(prefixes) = &self.prefixes {
+            up.sort_by_cached_key(|&rank| (prefixes.blocks_of(rank), rank));
+        }
+        up
+    }
+
     /// Held prompts go out whole, in their order, as many as the ranks have room for.
     fn dispatch_cohort(&mut self, decisions: &mut Vec<Decision>) {
-        let up: Vec<Rank> = self.ledger.ranks_in(RankPhase::Up).collect();
+        let up = self.ranks_by_cache();
         let carried: Vec<Work> = up.iter().flat_map(|&rank| self.ledger.outstanding(rank)).collect();
         let chosen = self.choose(carried.iter().map(|work| work.tokens).sum(), up.len() as u64);
         if chosen.is_empty() {
@@ -107,9 +123,19 @@ impl Router {
         item
     }
 
+    /// A prompt may take longer than an expectation lives.
+    fn renew_expectations(&mut self, now: Millis) {
+        for (request, blocks) in self.holding.aged(now, self.policy.prefix.expected_ms / 2) {
+            if let Some(rank) = self.ledger.rank_of(request) {
+                self.expect_prefixes(rank, &blocks);
+            }
+        }
+    }
+
     /// Each of these ranks gets its next chunks.
     fn dispatch_round(
         &mut self,
+        now: Millis,
         ranks: &[Rank],
         held: &[RequestId],
         round_tokens: u64,
@@ -123,10 +149,14 @@ impl Router {
         let mut pinned: Vec<Vec<(RequestId, Prompt)>> =
             ranks.iter().map(|&rank| self.ledger.pinned_prompts(rank).collect()).collect();
         let held = self.send_home(ranks, held, pair_cost, &mut pinned);
+        let age = |request: RequestId| (self.ledger.arrived(request), request);
+        pinned.iter_mut().for_each(|prompts| prompts.sort_by_key(|&(request, _)| age(request)));
+        let is_newcomer = |request: RequestId| held.first().is_some_and(|&first| age(request) > age(first));
         let backlog = |(&rank, prompts): (&Rank, &Vec<(RequestId, Prompt)>)| {
             let [first, second] = self.ledger.outstanding(rank);
             let pinned = prompts.iter().map(|(_, prompt)| *prompt).collect();
-            RankBacklog { pinned, outstanding: first + second }
+            let newcomers = prompts.len() - prompts.partition_point(|&(request, _)| !is_newcomer(request));
+            RankBacklog { pinned, newcomers, outstanding: first + second }
         };
         let backlogs: Vec<RankBacklog> = ranks.iter().zip(&pinned).map(backlog).collect();
         let prompts: Vec<Prompt> = held.iter().map(|&request| self.ledger.rest(request)).collect();
@@ -148,9 +178,13 @@ impl Router {
                 self.counters.dispatched += 1;
                 if let Some(blocks) = self.holding.serve(request) {
                     self.expect_prefixes(rank, &blocks);
+                    self.holding.begin(request, blocks, now);
                 }
             }
             let number = self.ledger.dispatch(request, rank, chunk.microbatch, Some(chunk.tokens), hit);
+            if self.ledger.rest(request).remaining == 0 {
+                self.holding.end(request);
+            }
             let tokens = Some(Tokens(chunk.tokens));
             decisions.push(Decision::Dispatch {
                 request,
@@ -162,8 +196,8 @@ impl Router {
         }
     }
 
-    /// Held prompts that some rank has a prefix of join what is pinned to it, unless its backlog outweighs the prefix: what it takes
-    /// there, after what is there, against what it takes on the rank with the least. The rest are returned in their order.
+    /// Held prompts that some rank has a prefix of join what is pinned to it, unless its backlog outweighs the prefix. Those whose
+    /// prefix is still to run there stay held. The rest are returned in their order.
     fn send_home(
         &self,
         ranks: &[Rank],
@@ -171,33 +205,85 @@ impl Router {
         pair_cost: f64,
         pinned: &mut [Vec<(RequestId, Prompt)>],
     ) -> Vec<RequestId> {
-        let cost_of = |work: Work| work.tokens as f64 + pair_cost * work.attention as f64;
-        let cost = |prompt: &Prompt| cost_of(Work::of(prompt.context, prompt.remaining));
-        let load = |(&rank, prompts): (&Rank, &Vec<(RequestId, Prompt)>)| {
+        let prompts: Vec<Vec<Prompt>> =
+            pinned.iter().map(|rank| rank.iter().map(|&(_, p)| p).collect()).collect();
+        let given = ranks.iter().map(|&rank| {
             let [first, second] = self.ledger.outstanding(rank);
-            cost_of(first + second) + prompts.iter().map(|(_, prompt)| cost(prompt)).sum::<f64>()
-        };
-        let mut loads: Vec<f64> = ranks.iter().zip(&*pinned).map(load).collect();
+            first + second
+        });
+        let mut homes = Homes::new(given.zip(prompts.iter().map(Vec::as_slice)), pair_cost);
         let mut scratch = Vec::new();
         let mut free = Vec::with_capacity(held.len());
+        let mut coming = Coming::default();
         for &request in held {
             let item = self.item(request, ranks, &mut scratch);
-            let whole = item.prompt;
-            let at = |tokens: u64| {
-                let context = tokens.min(whole.context + whole.remaining - 1);
-                Prompt { context, remaining: whole.context + whole.remaining - context }
-            };
-            let there = |hit: &Hit| loads[hit.rank] + cost(&at(hit.tokens));
-            let best = item.hits.iter().min_by(|x, y| there(x).total_cmp(&there(y)));
-            let least = loads.iter().copied().fold(f64::INFINITY, f64::min) + cost(&whole);
-            match best.filter(|hit| there(hit) <= least) {
-                Some(&Hit { rank, tokens }) => {
-                    loads[rank] += cost(&at(tokens));
-                    pinned[rank].push((request, at(tokens)));
+            let most = item.hits.iter().map(|hit| hit.tokens).max().unwrap_or(item.prompt.context);
+            let shared = coming.shared(self.holding.blocks(request)) * self.policy.block_tokens;
+            if shared.saturating_sub(most) >= item.prompt.remaining.div_ceil(SHARED_PARTS_MAX) {
+                continue;
+            }
+            let near: Vec<Home> =
+                item.hits.iter().map(|&hit| self.home(request, hit, &pinned[hit.rank])).collect();
+            match homes.send(item.prompt, &near) {
+                Way::Home(rank, rest) => pinned[rank].push((request, rest)),
+                Way::Wait(_) => {}
+                Way::Free => {
+                    coming.add(self.holding.blocks(request));
+                    free.push(request);
                 }
-                None => free.push(request),
             }
         }
         free
     }
+
+    /// What of the hit is still to run on the rank, where these prompts are pinned.
+    fn home(&self, request: RequestId, hit: Hit, pinned: &[(RequestId, Prompt)]) -> Home {
+        let blocks = self.holding.blocks(request);
+        let ahead = |(other, prompt): &(RequestId, Prompt)| {
+            if prompt.context >= hit.tokens {
+                return false;
+            }
+            let others = self.holding.any_blocks(*other);
+            let most = (hit.tokens / self.policy.block_tokens) as usize;
+            let common = common(&others[..others.len().min(most)], &blocks[..blocks.len().min(most)]);
+            common as u64 * self.policy.block_tokens > prompt.context
+        };
+        let after = pinned.iter().position(ahead);
+        Home { rank: hit.rank, tokens: hit.tokens, after }
+    }
+}
+
+/// A prompt waits for an older one that takes any rank in the same round if they share a quarter of it or more: where the older one
+/// began, that need not run twice. Less is not worth a round.
+const SHARED_PARTS_MAX: u64 = 4;
+
+/// Beginnings of the prompts that take any rank in this round, of 1, 2, 4, ... blocks.
+#[derive(Default)]
+struct Coming(FxHashSet<BlockHash>);
+
+impl Coming {
+    fn add(&mut self, blocks: &[BlockHash]) {
+        self.0.extend(beginnings(blocks).map(|depth| blocks[depth - 1]));
+    }
+
+    /// Leading blocks that a prompt has in common with one of them: the next lower power of two.
+    fn shared(&self, blocks: &[BlockHash]) -> u64 {
+        beginnings(blocks).take_while(|depth| self.0.contains(&blocks[depth - 1])).last().unwrap_or(0) as u64
+    }
+}
+
+fn beginnings(blocks: &[BlockHash]) -> impl Iterator<Item = usize> {
+    let length = blocks.len();
+    (0..usize::BITS).map(|power| 1 << power).take_while(move |&depth: &usize| depth <= length)
+}
+
+/// Leading blocks that two prompts share: a block's hash names all that is before it.
+fn common(one: &[BlockHash], other: &[BlockHash]) -> usize {
+    let length = one.len().min(other.len());
+    let (mut low, mut high) = (0, length + 1);
+    while high - low > 1 {
+        let middle = low.midpoint(high);
+        if one[middle - 1] == other[middle - 1] { low = middle } else { high = middle }
+    }
+    low
 }

@@ -73,6 +73,8 @@ pub struct Router {
     pub(super) prefixes: Option<PrefixIndex>,
     pub(super) fit: CostFit,
     last: Millis,
+    /// When held prompts were last looked at.
+    pub(super) planned: Millis,
     pub(super) counters: RouterCounters,
     last_cohort: Option<CohortReport>,
 }
@@ -111,6 +113,7 @@ impl Router {
             fit: CostFit::new(model),
             policy,
             last: Millis(0),
+            planned: Millis(0),
             counters: RouterCounters::default(),
             last_cohort: None,
         })
@@ -168,6 +171,7 @@ impl Router {
                 self.forget_prefixes(rank);
                 let lost = self.ledger.take_down(rank);
                 self.counters.lost += lost.len() as u64;
+                lost.iter().for_each(|&request| self.holding.end(request));
                 decisions.extend(lost.into_iter().map(|request| Decision::Lost { request, rank }));
                 self.refuse_all_without_ranks(decisions);
             }

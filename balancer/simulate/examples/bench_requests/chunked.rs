@@ -7,7 +7,7 @@ use crate::figures::Figures;
 use crate::goals::{Bound, Goal};
 use crate::layout::{ms, new_table, percent, ratio, right};
 use comfy_table::{Cell, Table};
-use evenkeel_core::prefill::{Prompt, RankBacklog, RoundBudget, Source, Work, plan_round};
+use evenkeel_core::prefill::{Prompt, RankBacklog, RoundBudget, Source, plan_round};
 use evenkeel_simulate::prompts::{PromptMix, Prompts};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
@@ -52,7 +52,7 @@ fn ours(mix: PromptMix, seed: u64, held: usize) -> Sums {
         queue.extend(stream.by_ref().take(more).map(|prompt| Waiting { prompt, since: step }));
         let backlog = |rank: &Vec<Waiting>| RankBacklog {
             pinned: rank.iter().map(|waiting| waiting.prompt).collect(),
-            outstanding: Work::default(),
+            ..RankBacklog::default()
         };
         let backlogs: Vec<RankBacklog> = pinned.iter().map(backlog).collect();
         let prompts: Vec<Prompt> = queue.iter().map(|waiting| waiting.prompt).collect();

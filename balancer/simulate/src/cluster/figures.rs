@@ -129,6 +129,8 @@ pub struct Figures {
     pub prompt_tokens: u64,
     /// Of these, cached where they ran.
     pub hit_tokens: u64,
+    /// Prompt tokens of all measured requests, whether they ran or not.
+    pub arrived_prompt_tokens: u64,
     /// Prompt tokens a second whose prompt ran in the measured time.
     pub input_tokens_per_s: f64,
     /// Tokens a second that were generated in the measured time.
@@ -143,6 +145,12 @@ impl Figures {
     /// Part of the prompt tokens that were cached where they ran.
     pub fn hit_part(&self) -> f64 {
         self.hit_tokens as f64 / self.prompt_tokens.max(1) as f64
+    }
+
+    /// The same of all measured requests. What did not run found nothing: a policy that leaves the prompts that are not cached
+    /// waiting is no better at finding the others.
+    pub fn hit_part_of_all(&self) -> f64 {
+        self.hit_tokens as f64 / self.arrived_prompt_tokens.max(1) as f64
     }
 }
 
@@ -387,6 +395,7 @@ pub(super) fn of_courses(
         goodput_per_s: both as f64 / seconds,
         prompt_tokens,
         hit_tokens,
+        arrived_prompt_tokens: measured().map(|course| course.prompt_tokens).sum(),
         input_tokens_per_s: ran.map(|c| c.prompt_tokens).sum::<u64>() as f64 / seconds,
         output_tokens_per_s: generated.map(|c| c.output_tokens).sum::<u64>() as f64 / seconds,
         prefill: None,

@@ -16,7 +16,7 @@
 //!   no time.
 //! - **Filling.** For the first `fill_us` prefill takes no time to speak of, so that caches fill as each policy fills them: else all
 //!   sessions of a trace would begin with a cold cache at once.
-//! - **Several units** stand behind the same fixed rule ([`Front`]), so that policies differ within units only.
+//! - **Several units** stand behind the same fixed rule (`front.rs`), so that policies differ within units only.
 //! - **A rank that dies** loses its requests and its cache. Evenkeel is told; peers have no such event here, and what they send there is
 //!   refused. A rank that drains takes what is sent to it still.
 
@@ -40,7 +40,6 @@ mod workload;
 
 pub use decode::{DecodeStep, DecodeUnit};
 pub use figures::{Fates, Figures, PoolFigures, Series, Spread};
-pub use front::Front;
 pub use peer_seat::PeerSeat;
 pub use prefill::{PrefillUnit, PromptDone, RankStep};
 pub use rank_cache::RankCache;

@@ -3,7 +3,7 @@
 use super::SetupError;
 use super::decode::DecodeUnit;
 use super::figures::{Course, Fate, Figures, Meter, of_courses};
-use super::front::{Front, mix};
+use super::front::{DecodeFront, PrefillFront, mix};
 use super::prefill::{PrefillUnit, PromptDone};
 use super::request::Request;
 use super::schedule::{Event, Schedule};
@@ -90,7 +90,8 @@ struct Run<'a> {
     time: &'a dyn StepTime,
     units: Vec<Unit<'a>>,
     prefill_units: usize,
-    fronts: [Option<Front>; 2],
+    prefill_front: Option<PrefillFront>,
+    decode_front: Option<DecodeFront>,
     meters: [Option<Meter>; 2],
     shared: SharedCache,
     schedule: Schedule,
@@ -111,11 +112,11 @@ impl<'a> Run<'a> {
     ) -> Self {
         let (prefill, decode) = setup.pools();
         let mut units = Vec::new();
-        let (mut fronts, mut meters) = ([None, None], [None, None]);
+        let (mut prefill_front, mut decode_front, mut meters) = (None, None, [None, None]);
         let window = (setup.warm_up_us, setup.end_us);
         if let Some(prefill) = prefill {
             let (count, ranks) = (prefill.pool.units, prefill.pool.ranks);
-            fronts[0] = Some(Front::new(count));
+            prefill_front = Some(PrefillFront::new((count, ranks), prefill.pool.kv_tokens));
             meters[0] = Some(Meter::new(window, count, ranks, true));
             units.extend((0..count).map(|index| {
                 let engine = Engine::Prefill(PrefillUnit::new(prefill));
@@ -125,7 +126,7 @@ impl<'a> Run<'a> {
         let prefill_units = units.len();
         if let Some(decode) = decode {
             let (count, ranks) = (decode.pool.units, decode.pool.ranks);
-            fronts[1] = Some(Front::new(count));
+            decode_front = Some(DecodeFront::new(count));
             meters[1] = Some(Meter::new(window, count, ranks, false));
             units.extend((0..count).map(|index| {
                 let engine = Engine::Decode(DecodeUnit::new(decode));
@@ -148,7 +149,8 @@ impl<'a> Run<'a> {
             time,
             units,
             prefill_units,
-            fronts,
+            prefill_front,
+            decode_front,
             meters,
             shared: SharedCache::new(prefill.map_or(0, |p| p.shared_cache_tokens / BLOCK_TOKENS) as usize),
             schedule,
@@ -258,16 +260,17 @@ impl<'a> Run<'a> {
     /// Puts a request before the policy of one of the units.
     fn join_unit(&mut self, id: u64, kind: Kind) {
         let request = self.request(id);
-        let front = self.fronts[kind as usize].as_mut().expect("units of the kind have a front");
         let standing = &mut self.standing[id as usize - 1];
         let unit = match kind {
-            Kind::Prefill => usize::from(front.choose(id, request)),
-            Kind::Decode => self.prefill_units + usize::from(front.choose_least(request)),
+            Kind::Prefill => {
+                let front = self.prefill_front.as_mut().expect("prefill units have a front");
+                *standing.prefill.insert(usize::from(front.choose(id, request)))
+            }
+            Kind::Decode => {
+                let front = self.decode_front.as_mut().expect("decode units have a front");
+                *standing.decode.insert(self.prefill_units + usize::from(front.choose(request)))
+            }
         };
-        match kind {
-            Kind::Prefill => standing.prefill = Some(unit),
-            Kind::Decode => standing.decode = Some(unit),
-        }
         let room = mix(id ^ self.setup.seed) >> 1;
         let asking = Asking { id, request, shared_cached: standing.shared_cached, room };
         self.units[unit].tell(Told::Arrived(asking));
@@ -436,11 +439,9 @@ impl<'a> Run<'a> {
 
     /// The prompt's KV has left its prefill rank, or is not needed any more.
     fn leave_prefill(&mut self, id: u64) {
-        let request = self.request(id);
         let standing = &mut self.standing[id as usize - 1];
         let Some(unit) = standing.prefill.take() else { return };
-        let front = self.fronts[0].as_mut().expect("prefill units have a front");
-        front.leave(unit as u16, request);
+        self.prefill_front.as_mut().expect("prefill units have a front").leave(id);
         let rank = standing.prefill_rank;
         if standing.dispatched[0] {
             self.units[unit].prefill().release(id);
@@ -452,7 +453,7 @@ impl<'a> Run<'a> {
         let request = self.request(id);
         let standing = &mut self.standing[id as usize - 1];
         let Some(unit) = standing.decode.take() else { return };
-        let front = self.fronts[1].as_mut().expect("decode units have a front");
+        let front = self.decode_front.as_mut().expect("decode units have a front");
         front.leave((unit - self.prefill_units) as u16, request);
         let rank = standing.decode_rank;
         if standing.dispatched[1] {
