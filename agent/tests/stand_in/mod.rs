@@ -447,6 +447,73 @@ impl v1::admin_service_server::AdminService for OnePlan {
     ) -> Result<Response<v1::ResumeResponse>, Status> {
         Err(Status::unimplemented(""))
     }
+
+    async fn drain(
+        &self,
+        _: tonic::Request<v1::DrainRequest>,
+    ) -> Result<Response<v1::DrainResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn undrain(
+        &self,
+        _: tonic::Request<v1::UndrainRequest>,
+    ) -> Result<Response<v1::UndrainResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn pin(&self, _: tonic::Request<v1::PinRequest>) -> Result<Response<v1::PinResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn unpin(
+        &self,
+        _: tonic::Request<v1::UnpinRequest>,
+    ) -> Result<Response<v1::UnpinResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn rollback(
+        &self,
+        _: tonic::Request<v1::RollbackRequest>,
+    ) -> Result<Response<v1::RollbackResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn abort_plan(
+        &self,
+        _: tonic::Request<v1::AbortPlanRequest>,
+    ) -> Result<Response<v1::AbortPlanResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_audit(
+        &self,
+        _: tonic::Request<v1::ListAuditRequest>,
+    ) -> Result<Response<v1::ListAuditResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get_leader(
+        &self,
+        _: tonic::Request<v1::GetLeaderRequest>,
+    ) -> Result<Response<v1::GetLeaderResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn transfer_leader(
+        &self,
+        _: tonic::Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn adopt_leader(
+        &self,
+        _: tonic::Request<v1::AdoptLeaderRequest>,
+    ) -> Result<Response<v1::AdoptLeaderResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
 }
 
 /// Serves one plan as the admin port of a balancer does.
