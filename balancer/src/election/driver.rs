@@ -48,6 +48,15 @@ pub(super) struct LeaderSays {
     pub(super) admin_address: String,
 }
 
+/// What the driver shares with the handles.
+pub(super) struct Shared {
+    pub(super) roster: Arc<Roster>,
+    /// Revision of the last transaction that the rest of the balancer made.
+    pub(super) written: Arc<AtomicU64>,
+    pub(super) standing: watch::Sender<Standing>,
+    pub(super) view: watch::Sender<View>,
+}
+
 pub(super) struct Driver {
     machine: Election,
     store: Arc<dyn Store>,
@@ -56,7 +65,6 @@ pub(super) struct Driver {
     began: Instant,
     inputs: mpsc::Sender<Input>,
     roster: Arc<Roster>,
-    /// Revision of the last transaction that the rest of the balancer made.
     written: Arc<AtomicU64>,
     standing: watch::Sender<Standing>,
     view: watch::Sender<View>,
@@ -69,6 +77,7 @@ pub(super) struct Driver {
     /// When this reign began, in Unix milliseconds.
     since_ms: Option<u64>,
     adopting: Option<oneshot::Sender<Result<Term, AdoptError>>>,
+    adopted: Option<Result<Term, AdoptError>>,
     stopping: Vec<oneshot::Sender<()>>,
 }
 
@@ -78,11 +87,9 @@ impl Driver {
         settings: ElectionSettings,
         security: Security,
         inputs: mpsc::Sender<Input>,
-        roster: Arc<Roster>,
-        written: Arc<AtomicU64>,
-        standing: watch::Sender<Standing>,
-        view: watch::Sender<View>,
+        shared: Shared,
     ) -> Self {
+        let Shared { roster, written, standing, view } = shared;
         Self {
             machine: Election::new(settings.core()),
             store,
@@ -100,6 +107,7 @@ impl Driver {
             leader_says: None,
             since_ms: None,
             adopting: None,
+            adopted: None,
             stopping: Vec::new(),
         }
     }
@@ -228,6 +236,12 @@ impl Driver {
             self.act(action);
         }
         self.publish();
+        // Who hears of the new term finds it wherever they look.
+        if let Some(result) = self.adopted.take()
+            && let Some(reply) = self.adopting.take()
+        {
+            let _ = reply.send(result);
+        }
     }
 
     fn act(&mut self, action: Action) {
@@ -255,11 +269,7 @@ impl Driver {
                 self.ahead = if to.is_some() { RESIGNATION_AHEAD } else { Duration::ZERO };
             }
             Action::Begin { .. } => self.since_ms = Some(unix_ms()),
-            Action::Adopted(result) => {
-                if let Some(reply) = self.adopting.take() {
-                    let _ = reply.send(result);
-                }
-            }
+            Action::Adopted(result) => self.adopted = Some(result),
             // The task of the connection retries by itself, because it is the first to know.
             Action::RetryPeer(_) => {}
             // These are seen in the machine's state.
@@ -290,11 +300,6 @@ impl Driver {
             State::Frozen { term } => Standing::Frozen { term },
             _ => Standing::Standby { leader: leader.map(|leader| leader.record.clone()) },
         };
-        self.standing.send_if_modified(|before| {
-            let changed = *before != standing;
-            *before = standing;
-            changed
-        });
         let term = match state {
             State::Leading { term, .. } | State::Frozen { term } | State::Behind { term } => Some(term),
             _ => None,
@@ -323,6 +328,12 @@ impl Driver {
         self.view.send_if_modified(|before| {
             let changed = *before != view;
             *before = view;
+            changed
+        });
+        // Last: who acts on it finds the rest in place.
+        self.standing.send_if_modified(|before| {
+            let changed = *before != standing;
+            *before = standing;
             changed
         });
     }

@@ -28,7 +28,7 @@ pub use roster::{Peers, Roster, StandbySeen};
 pub use settings::ElectionSettings;
 
 use crate::records::Store;
-use driver::Driver;
+use driver::{Driver, Shared};
 use evenkeel_core::ids::Term;
 use evenkeel_core::records::LeaderRecord;
 use evenkeel_transport::Security;
@@ -85,7 +85,8 @@ impl Election {
             Arc::clone(&roster),
             Arc::clone(&written),
         );
-        let driver = Driver::new(store, settings, security, inputs, roster, written, standing, view);
+        let shared = Shared { roster, written, standing, view };
+        let driver = Driver::new(store, settings, security, inputs, shared);
         tokio::spawn(driver.run(queue));
         (standing_seen, handle)
     }

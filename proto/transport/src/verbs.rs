@@ -78,6 +78,7 @@ pub const VERBS: &[(&str, Need)] = &[
     ("/evenkeel.v1.AdminService/TransferLeader", Need::Operator),
     ("/evenkeel.v1.AdminService/AdoptLeader", Need::Admin),
     ("/evenkeel.v1.SimulatedEngineService/Step", Need::Operator),
+    ("/evenkeel.v1.SimulatedEngineService/Disturb", Need::Operator),
     ("/grpc.health.v1.Health/Check", Need::Viewer),
     ("/grpc.health.v1.Health/Watch", Need::Viewer),
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Need::Viewer),
