@@ -9,8 +9,7 @@ use std::cmp::Reverse;
 /// How much of the target time a rank must reach before it keeps to its cap.
 const ON_TARGET: f64 = 0.99;
 /// Attention that is the rank's oldest prompt's, in parts of the target, however many shorter ones come: they pass it, but it goes on.
-/// The other half is enough for those.
-const OLDEST_SHARE: f64 = 0.5;
+const OLDEST_SHARE: f64 = 0.25;
 /// And at most this part of the tokens: while its context is short it has little attention to give, which then others must.
 const OLDEST_TOKENS: u64 = 8;
 
@@ -105,10 +104,11 @@ impl Candidates {
     fn oldest_tokens(&self, target: &Target, cap: u64) -> (usize, u64) {
         let oldest = self.oldest();
         let heavy = self.members.get(oldest).filter(|(_, prompt)| target.is_heavy(prompt));
-        let Some((_, prompt)) = heavy else { return (0, 0) };
         let share = OLDEST_SHARE * (target.attention - self.carried.attention as f64);
-        let most = share / (prompt.context as f64 + 1.0);
-        (oldest, (most.max(0.0) as u64).min(prompt.remaining).min(cap).min(self.tokens / OLDEST_TOKENS))
+        let Some((_, prompt)) = heavy.filter(|_| share > 0.0) else { return (0, 0) };
+        // However long its context is.
+        let tokens = (share / (prompt.context as f64 + 1.0)).max(1.0) as u64;
+        (oldest, tokens.min(prompt.remaining).min(cap).min(self.tokens.div_ceil(OLDEST_TOKENS)))
     }
 
     /// Work of the rank with these tokens per member.

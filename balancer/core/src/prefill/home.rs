@@ -123,8 +123,8 @@ mod tests {
 
     #[test]
     fn a_little_in_common_draws_no_crowd() {
-        let same = prompt(0, 9000);
-        check(&[&[same], &[]], &[home(0, 512)], Way::Free);
+        // It would not wait itself, but the longer one would.
+        check(&[&[prompt(0, 20_000)], &[]], &[home(0, 512)], Way::Free);
     }
 
     #[test]

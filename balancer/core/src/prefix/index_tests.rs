@@ -391,3 +391,22 @@ fn bounds_out_of_range_are_named() {
     check_policy(9, PrefixPolicy { expected_max: BLOCKS_MAX + 1, ..ROOMY }, "expected_max is 67108865");
     check_policy(9, PrefixPolicy { expected_ms: 3_600_001, ..ROOMY }, "expected_ms is 3600001");
 }
+
+#[test]
+fn the_blocks_of_each_rank_are_counted() {
+    let mut index = index(TIGHT);
+    let (one, other) = (Rank(0), Rank(64));
+    let counts = |index: &PrefixIndex| (index.blocks_of(one), index.blocks_of(other));
+    index.apply(one, 1, &stored(None, &prompt(1, 6)));
+    index.apply(one, 2, &stored(None, &prompt(1, 6)));
+    index.apply(other, 1, &stored(None, &prompt(1, 3)));
+    assert_eq!(counts(&index), (6, 3));
+    index.apply(one, 3, &removed(&prompt(1, 6)[4..]));
+    assert_eq!(counts(&index), (4, 3));
+    // There is room for nine: all but the two that both families begin with are forgotten.
+    index.apply(other, 2, &stored(None, &prompt(2, 9)));
+    assert_eq!(counts(&index), (2, 9));
+    index.apply(other, 3, &KvChange::Cleared);
+    index.forget(one);
+    assert_eq!(counts(&index), (0, 0));
+}

@@ -1005,6 +1005,18 @@ fn chunks_run_where_the_prefix_is_unless_that_rank_has_too_much_to_do() {
 }
 
 #[test]
+fn a_new_prompt_goes_to_the_emptiest_cache() {
+    let family: Vec<u64> = family_blocks(1, 2048).iter().map(|block| block.0).collect();
+    for policy in [small(), chunked()] {
+        let mut router = Router::new(Role::Prefill, 3, policy).unwrap();
+        let batch = [kv(0, 1, &family), kv(1, 1, &family[..4]), kv(2, 1, &family[..9]), arrive(1, 400, 0)];
+        let decisions = router.apply(Millis(0), &[&batch[..], &[RoutingEvent::Tick]].concat()).unwrap();
+        let there = |d: &Decision| matches!(d, Decision::Dispatch { rank: Rank(1), .. });
+        assert!(decisions.iter().any(there), "{decisions:?}");
+    }
+}
+
+#[test]
 fn a_turn_waits_for_its_prefix_to_run() {
     let mut router = Router::new(Role::Prefill, 2, chunked()).unwrap();
     let turn = |request: u64, tokens: u64| {
