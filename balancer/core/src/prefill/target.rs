@@ -21,8 +21,8 @@ pub(super) struct Target {
 /// rounds' attention counts 1 and one of 150 rounds counts 5. Anything from 3 to 8 does alike in simulation.
 const STOCK: f64 = 5.0;
 /// Attention that a rank may have whatever waits, in the time of the round's tokens. All wait for the rank with the longest contexts:
-/// in simulation (Mooncake at 20 to 60 % load) the median first token comes after 1.9 s with a quarter, 2.2 s with a half and 2.9 s
-/// with one, and the last percent later too. Shorter still and a prompt of long context alone would run in slivers.
+/// in simulation (Mooncake at 20 and 60 % load, seed 2) the median first token comes after 2.0 s with a quarter, 2.3 s with a half and
+/// 2.9 s with one. Shorter still and a prompt of long context alone would run in slivers.
 const RELAXED: f64 = 0.25;
 /// Unless a prompt needs less than that to be through in so many rounds, however few there are beside it.
 const ROUNDS_MAX: f64 = 256.0;
