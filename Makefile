@@ -57,6 +57,10 @@ bench-experts: ## Expert placement: every planner on the same loads in one run
 bench-requests: ## Request routing: every policy on the same arrivals in one run
 	cargo run --release --locked -p evenkeel-simulate --example bench_requests -- $(BENCH_ARGS)
 
+bench-control: ## The balancer with 10,000 agents over TLS, a leader loss, slow connections; ends with the goals, met or missed
+	cargo build --locked --release -p evenkeel --bin evenkeel
+	cargo run --release --locked -p evenkeel-tests --example bench_control -- $(BENCH_ARGS)
+
 bench-failover: ## kill -9 of the leader to the first accepted write: three balancers, three members of etcd, 100 kills
 	tests/setup/etcd >/dev/null
 	cargo build --locked --release -p evenkeel -p evenkeel-agent --bins
