@@ -7,7 +7,7 @@ SHELL := /bin/bash
 SEEDS ?= 1000
 MUTANT_SEEDS ?= 300
 
-.PHONY: help demo test sim sim-mutants test-rust test-page test-chart test-foreign test-kernels lint build-demo bench-experts bench-requests bench-failover bench-control gpu-bundle gpu-test gpu-bench
+.PHONY: help demo test sim sim-mutants test-rust test-page test-chart test-foreign test-kernels test-fuzz lint build-demo bench-experts bench-requests bench-failover bench-control gpu-bundle gpu-test gpu-bench
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -ts '	'
@@ -18,7 +18,7 @@ build-demo:
 demo: build-demo ## Replay a real trace through balancer, agents and simulated workers; ends with a table
 	target/release/evenkeel demo $(DEMO_ARGS)
 
-test: test-rust sim test-kernels test-foreign test-chart test-page ## Run every test
+test: test-rust sim test-fuzz test-kernels test-foreign test-chart test-page ## Run every test
 
 test-rust: ## Unit, property, golden and end-to-end tests
 	tests/setup/nextest
@@ -32,6 +32,9 @@ sim: ## Simulate the protocol over SEEDS=1000 seeds and check its invariants; SI
 
 sim-mutants: ## Plant bugs in the protocol, one at a time, and see the simulation catch them
 	cargo run --release --locked -p evenkeel-simulate --features mutants --example protocol_sim -- --mutants --seeds $(MUTANT_SEEDS) $(SIM_ARGS)
+
+test-fuzz: ## Feed every decoder with damaged input, FUZZ_ARGS='--seconds 600' for longer
+	cargo run --locked --quiet -p evenkeel-fuzz -- $(FUZZ_ARGS)
 
 test-foreign: ## Call the admin service with a foreign client, through reflection
 	cargo build --locked --workspace --bins

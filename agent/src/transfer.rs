@@ -22,7 +22,8 @@ use evenkeel_worker::SlotAddress;
 pub type WeightsDigest = [u8; 32];
 
 const MAGIC: &[u8; 8] = b"EVKXFER1";
-const REQUEST_BYTES: usize = 64;
+/// Bytes of a request.
+pub const REQUEST_BYTES: usize = 64;
 const RESPONSE_BYTES: usize = 24;
 /// Large enough to keep a fast link busy, small enough to bound what a connection can make a side hold.
 const FRAME_BYTES_MAX: usize = 4 << 20;
@@ -77,7 +78,8 @@ impl Status {
 }
 
 impl Request {
-    fn encode(&self) -> [u8; REQUEST_BYTES] {
+    /// As it goes over the wire.
+    pub fn encode(&self) -> [u8; REQUEST_BYTES] {
         let mut bytes = [0; REQUEST_BYTES];
         bytes[..8].copy_from_slice(MAGIC);
         bytes[8..40].copy_from_slice(&self.weights);
@@ -89,7 +91,8 @@ impl Request {
         bytes
     }
 
-    fn decode(bytes: &[u8; REQUEST_BYTES]) -> Option<Self> {
+    /// `None` for what is no request.
+    pub fn decode(bytes: &[u8; REQUEST_BYTES]) -> Option<Self> {
         let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
         if &bytes[..8] != MAGIC || number(52) != 0 {
             return None;
