@@ -235,6 +235,9 @@ pub trait WorkerBackend: Send + Sync {
 
     /// Arms the tables of `plan`: they replace those in service as a whole at the next step boundary; an
     /// idle worker is at one. Refused unless every slot of the plan on this node holds its expert.
+    ///
+    /// What is armed belongs to the agent that armed it: when another one attaches, tables that are not in service yet
+    /// MUST be dropped before it is told what is. It may stage over slots that they need.
     fn arm(&self, plan: &Arc<Plan>) -> Result<(), WorkerError>;
 
     /// Takes the counts of the oldest finished step that was not taken yet.

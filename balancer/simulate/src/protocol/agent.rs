@@ -146,6 +146,8 @@ impl AgentProcess {
 
     /// Forgets disk and workers: the operator starts it without its state.
     pub(super) fn wipe(&mut self, shape: &UnitShape) {
+        // What a process that is still starting was about to do is not done any more.
+        self.life += 1;
         self.disk.wipe();
         self.worker.lose(shape);
         self.given = Term::default();
@@ -199,7 +201,7 @@ impl World {
         let record = found.unwrap_or_default();
         let agent = &mut self.agents[a];
         agent.record = record.clone();
-        let served = agent.worker.tables().cloned();
+        let served = agent.worker.attach();
         self.trace.note(
             self.now,
             format_args!(

@@ -49,6 +49,15 @@ impl Worker {
         *self = Self { changes, rejoins: true, ..Self::new(shape) };
     }
 
+    /// An agent attaches and finds the tables in service. What an agent before it has armed, and is not in service yet,
+    /// never will be: the new one may stage over the slots it needs.
+    pub(super) fn attach(&mut self) -> Option<Arc<Plan>> {
+        if !planted!(ArmOutlivesAgent) {
+            self.armed = None;
+        }
+        self.tables.clone()
+    }
+
     /// The tables in service.
     pub(super) fn tables(&self) -> Option<&Arc<Plan>> {
         self.tables.as_ref()
