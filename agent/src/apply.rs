@@ -6,6 +6,7 @@ use crate::metrics::AgentMetrics;
 use crate::transfer::client::{Cancel, Peer};
 use crate::transfer::{Request, WeightsDigest};
 use crate::watchdog::Watchdog;
+use evenkeel_core::ids::ExpertId;
 use evenkeel_core::protocol::agent::{NodeMove, RefusalCode, Tally};
 use evenkeel_core::units::Bytes;
 use evenkeel_transport::Security;
@@ -134,15 +135,17 @@ impl Staging {
         connection: &mut Option<(usize, Peer)>,
         tally: &mut Tally,
     ) -> Result<(), StageFault> {
+        let layer = next.slot.layer;
+        let destination = SlotAddress { layer, slot: next.slot.destination };
+        let there = self.holds(lane, destination, next.slot.expert);
         let size = self.worker.layout().shape().expert_bytes;
-        self.pacer.take(size, &self.cancel);
+        self.pacer.take(if there { 0 } else { size }, &self.cancel);
         if self.cancel.is_cancelled() {
             return Err((RefusalCode::DeadlineExceeded, "staging was stopped".to_owned()));
         }
-        let layer = next.slot.layer;
-        let destination = SlotAddress { layer, slot: next.slot.destination };
         let source = SlotAddress { layer, slot: next.slot.source };
         match next.peer {
+            _ if there => {}
             None => {
                 let expert = next.slot.expert;
                 let staged = self
@@ -162,6 +165,17 @@ impl Staging {
         self.metrics.slots_verified.increment(1);
         self.metrics.staged_slots.increment(1.0);
         Ok(())
+    }
+
+    /// Whether the slot's bytes are the expert's already: staged before the agent was restarted, or still there since
+    /// the plan before released them. They are not touched then. A committed plan is prepared again on a node that
+    /// has lost it, while others serve tables that name this slot: a copy that fails must not ruin what is right.
+    fn holds(&self, lane: usize, slot: SlotAddress, expert: ExpertId) -> bool {
+        let Some(registered) = self.worker.registered(slot).filter(|found| found.expert == expert) else {
+            return false;
+        };
+        let found = self.watchdog.call(lane, |_| self.worker.fingerprint(slot));
+        found.is_ok_and(|fingerprint| fingerprint == registered.fingerprint)
     }
 
     fn fetch(

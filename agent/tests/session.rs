@@ -112,7 +112,8 @@ async fn an_agent_that_dies_between_prepare_and_commit_is_rolled_forward() {
     assert_eq!(first.expect(Refused).await.code, "not_prepared");
     // Node 1 has released expert 5 by now, but still has its bytes.
     first.prepare(1, &unit, 0, &boot_plan, &plan).await;
-    first.expect(Prepared).await;
+    let prepared = first.expect(Prepared).await;
+    assert_eq!((prepared.bytes_local, prepared.bytes_from_peers), (0, 0), "what was staged is still there");
     first.commit(1, &plan).await;
     first.expect(Applied).await;
     assert_eq!(unit.verify(&plan).await, (16, 0));

@@ -71,6 +71,7 @@ mutants! {
     StagingStopsEarly, "I5", "staging leaves out its last move (modelled shell)";
     ReleasedSlotsCleared, "I5", "slots that a plan gives up are emptied at the flip (modelled worker)";
     FlipWhileStaging, "I5", "COMMIT flips to a plan that is not staged as a whole";
+    StagedAgain, "I5", "verified bytes are staged over when a plan is prepared again (modelled shell)";
     ArmOutlivesAgent, "I5", "tables that a dead agent has armed go into service under the next one";
     LedgerFileNotSynced, "I6", "the ledger's file is not synced before it is renamed (modelled shell)";
     LedgerFolderNotSynced, "I6", "the ledger's folder is not synced after the rename (modelled shell)";

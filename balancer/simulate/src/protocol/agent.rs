@@ -599,6 +599,13 @@ impl World {
         };
         staging.next += 1;
         let source = next.peer.map_or(a, |peer| agent_at(&staging.peers[peer]));
+        // Verified bytes stay: other nodes may have flipped to tables that name them.
+        let there = self.agents[a].worker.holds(next.slot.layer.index(), next.slot.destination as usize);
+        if there == Some(next.slot.expert) && !planted!(StagedAgain) {
+            let wait = self.stage_time();
+            self.plan_agent(a, wait, Input::StageNext { attempt });
+            return;
+        }
         let failed = |code| agent::Event::StageFailed { attempt, code, message: String::new() };
         if failing || self.agents[source].machine.is_none() {
             self.agents[a].staging = None;
