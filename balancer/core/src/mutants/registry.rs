@@ -63,6 +63,7 @@ mutants! {
     CommitBeforeStored, "I4", "COMMIT is sent before the store has the plan";
     UnknownTakenForLost, "I4", "a write whose outcome is unknown is taken for not made";
     RefusedTakenForMade, "I4", "a write that the store refused is taken for made";
+    AnswerOfGivenUpCounts, "I4", "a late PREPARED of an attempt that was given up counts for the next";
     AnswerOfAnyPlanCounts, "I4", "a node's PREPARED counts whatever plan it is about";
     TablesFlipWithinStep, "I4", "tables are replaced within a step (modelled worker)";
     BootWithoutHead, "I4", "a node without weights boots with the trivial plan, not with the head";

@@ -216,7 +216,13 @@ pub struct UnitControl {
     limits: Limits,
     /// Nodes that operators have been told of as hung, until they answer or leave.
     hung: BTreeSet<NodeId>,
+    /// Plans that a node was told to forget and has not said that it did. Answers arrive in order, so until then all that
+    /// it says of such a plan is about the attempt that was given up, and not about one that followed.
+    aborting: BTreeMap<NodeId, Vec<PlanRef>>,
 }
+
+/// ABORTs that a node may leave unanswered: it answers each at once, so one that leaves more does not work.
+const ABORTS_MAX: usize = 8;
 
 impl UnitControl {
     /// A unit whose nodes are all away. `parent` is the plan before `head`, if there was one.
@@ -235,7 +241,16 @@ impl UnitControl {
             assert_eq!(head.parent.as_ref(), Some(id), "the head names its parent");
         }
         let nodes = nodes.into_iter().map(|n| (n, Standing::Away)).collect();
-        Self { head, head_id, parent, nodes, phase: Phase::Steady, limits, hung: BTreeSet::new() }
+        Self {
+            head,
+            head_id,
+            parent,
+            nodes,
+            phase: Phase::Steady,
+            limits,
+            hung: BTreeSet::new(),
+            aborting: BTreeMap::new(),
+        }
     }
 
     /// The last committed plan.
@@ -367,6 +382,7 @@ impl UnitControl {
 
     fn left(&mut self, node: &NodeId, forget: bool, actions: &mut Vec<Action>) {
         self.hung.remove(node);
+        self.aborting.remove(node);
         if forget {
             self.nodes.remove(node);
         } else if let Some(standing) = self.nodes.get_mut(node) {
@@ -432,6 +448,9 @@ impl UnitControl {
         answer: Answer,
         actions: &mut Vec<Action>,
     ) {
+        if self.is_given_up(node, id, &answer) && !planted!(AnswerOfGivenUpCounts) {
+            return;
+        }
         if let Phase::Preparing { plan, id: prepared, waiting, .. } = &mut self.phase
             && (*prepared == id || planted!(AnswerOfAnyPlanCounts))
         {
@@ -556,9 +575,30 @@ impl UnitControl {
         actions.push(Action::Aborted { plan: id, code: code.to_owned(), node: node.cloned() });
     }
 
-    fn send_abort(&self, id: PlanRef, actions: &mut Vec<Action>) {
-        let present = self.nodes.iter().filter(|(_, standing)| **standing != Standing::Away);
-        actions.extend(present.map(|(node, _)| Action::Abort { node: node.clone(), plan: id }));
+    fn send_abort(&mut self, id: PlanRef, actions: &mut Vec<Action>) {
+        for (node, _) in self.nodes.iter().filter(|(_, standing)| **standing != Standing::Away) {
+            let unanswered = self.aborting.entry(node.clone()).or_default();
+            if unanswered.len() >= ABORTS_MAX {
+                actions.push(Action::Close { node: node.clone(), code: "aborts_unanswered" });
+                continue;
+            }
+            unanswered.push(id);
+            actions.push(Action::Abort { node: node.clone(), plan: id });
+        }
+    }
+
+    /// Whether an answer is about an attempt that was given up.
+    fn is_given_up(&mut self, node: &NodeId, id: PlanRef, answer: &Answer) -> bool {
+        let Some(unanswered) = self.aborting.get_mut(node) else { return false };
+        let Some(first) = unanswered.iter().position(|plan| *plan == id) else { return false };
+        // A disk that is full refuses ABORT too.
+        if matches!(answer, Answer::Aborted | Answer::Refused(_)) {
+            unanswered.remove(first);
+            if unanswered.is_empty() {
+                self.aborting.remove(node);
+            }
+        }
+        true
     }
 }
 

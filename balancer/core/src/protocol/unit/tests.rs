@@ -229,6 +229,7 @@ fn a_plan_is_given_up_while_it_is_prepared_and_not_later() {
     bench.propose();
     assert_eq!(bench.run(Event::GiveUp("ordered")), ["abort a", "abort b", "aborted ordered"]);
     assert!(bench.run(Event::GiveUp("ordered")).is_empty(), "nothing is under way");
+    ["a", "b"].map(|name| bench.answer(name, Answer::Aborted));
     bench.propose();
     bench.answer("a", Answer::Prepared);
     bench.answer("b", Answer::Prepared);
@@ -249,4 +250,45 @@ fn a_time_in_which_nothing_could_be_commanded_does_not_count() {
     bench.now = bench.now.after(100_000);
     bench.control.postpone(100_000);
     assert!(bench.run(Event::Tick).is_empty());
+}
+
+#[test]
+fn what_a_node_says_of_an_attempt_that_was_given_up_does_not_count_for_the_next() {
+    let mut bench = Bench::new();
+    bench.propose();
+    bench.answer("a", Answer::Prepared);
+    bench.run(Event::Answered(node("b"), id(&bench.next), Answer::Refused("worker_fault".to_owned())));
+    assert_eq!(bench.propose(), ["prepare a", "prepare b"], "the same plan again");
+    assert!(bench.answer("b", Answer::Prepared).is_empty());
+    for name in ["a", "b"] {
+        assert!(bench.answer(name, Answer::Aborted).is_empty(), "the answer to ABORT");
+    }
+    assert!(bench.answer("a", Answer::Prepared).is_empty());
+    assert_eq!(bench.answer("b", Answer::Prepared), ["store 1"]);
+}
+
+#[test]
+fn an_abort_that_is_refused_is_answered_too() {
+    let mut bench = Bench::new();
+    bench.propose();
+    bench.run(Event::Answered(node("b"), id(&bench.next), Answer::Refused("disk_full".to_owned())));
+    bench.propose();
+    bench.answer("a", Answer::Aborted);
+    bench.answer("b", Answer::Refused("disk_full".to_owned()));
+    bench.answer("a", Answer::Prepared);
+    assert_eq!(bench.answer("b", Answer::Prepared), ["store 1"]);
+}
+
+#[test]
+fn a_node_that_answers_no_abort_is_closed_after_a_few() {
+    let mut bench = Bench::new();
+    for _ in 0..ABORTS_MAX {
+        bench.propose();
+        bench.now = bench.now.after(Limits::default().prepare_ms);
+        assert!(bench.run(Event::Tick).contains(&"abort a".to_owned()));
+        bench.answer("b", Answer::Aborted);
+    }
+    bench.propose();
+    bench.now = bench.now.after(Limits::default().prepare_ms);
+    assert!(bench.run(Event::Tick).contains(&"close a aborts_unanswered".to_owned()));
 }
