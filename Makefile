@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 SEEDS ?= 1000
-MUTANT_SEEDS ?= 300
+MUTANT_SEEDS ?= 8000
 
 .PHONY: help demo test sim sim-mutants test-rust test-page test-chart test-foreign test-kernels test-fuzz lint build-demo bench-experts bench-requests bench-failover bench-control gpu-bundle gpu-test gpu-bench
 
