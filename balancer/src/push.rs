@@ -6,7 +6,6 @@ use evenkeel_core::protocol::unit::PlanRef;
 use evenkeel_core::topology::UnitTopology;
 use evenkeel_proto::plan_content::{ContentError, Encoded};
 use evenkeel_proto::v1;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use tokio::sync::{mpsc, oneshot};
@@ -108,17 +107,17 @@ impl Prepared {
     }
 
     /// PREPARE for one node, but for the plan's content: what this node's slots receive from whom. For
-    /// [`AgentLink::prepare`].
+    /// [`AgentLink::prepare`]. `address` says where a node's experts can be fetched.
     pub fn order(
         &self,
         term: Term,
         node: &NodeId,
         topology: &UnitTopology,
-        addresses: &BTreeMap<NodeId, String>,
+        address: impl Fn(&NodeId) -> Option<String>,
         deadline_ms: u64,
     ) -> v1::PlanCommand {
         let shape = topology.shape();
-        let home = topology.nodes().iter().position(|n| n == node);
+        let home = topology.ordinal_of(node);
         let node_of = |slot: u32| topology.node_of(shape.rank_of_slot(slot as usize));
         let mut peers: Vec<usize> = Vec::new();
         let mut moves = Vec::new();
@@ -127,7 +126,7 @@ impl Prepared {
             let peer = (Some(source) != home).then(|| index_of(source, &mut peers));
             moves.push(slot_move(change, peer));
         }
-        let address = |&p: &usize| addresses.get(&topology.nodes()[p]).cloned().unwrap_or_default();
+        let address = |&p: &usize| address(&topology.nodes()[p]).unwrap_or_default();
         v1::PlanCommand {
             base: Some(self.base_id.into()),
             moves,

@@ -78,7 +78,7 @@ impl WindowAssembler {
             return Taken::Dropped("late");
         }
         let Some(plan) = plan else { return Taken::Dropped("unknown_epoch") };
-        let Some(node_ordinal) = topology.nodes().iter().position(|n| n == node) else {
+        let Some(node_ordinal) = topology.ordinal_of(node) else {
             return Taken::Dropped("unknown_node");
         };
         let shape = topology.shape();

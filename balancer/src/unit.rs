@@ -192,10 +192,19 @@ impl Formed {
         }
     }
 
+    /// Whether there is anything to solve on. Asked with each report of each agent, so it looks at no node.
+    pub fn wants_solve(&self, now: Millis) -> bool {
+        let decided =
+            |newest: &Arc<CleanWindow>| self.decided == Some(newest.window) && self.migration.is_none();
+        !self.solving
+            && now >= self.resume_at
+            && self.last_clean.as_ref().is_some_and(|newest| !decided(newest))
+    }
+
     /// The work of one solve, to be run off the control loop; `None` when there is none now. To be asked only while a plan
     /// may be made.
     pub fn next_solve(&self, now: Millis, policy: &ExpertPolicy, kept: Kept) -> Option<SolveJob> {
-        if self.solving || now < self.resume_at {
+        if !self.wants_solve(now) {
             return None;
         }
         let newest = self.last_clean.as_ref()?;

@@ -260,6 +260,12 @@ impl UnitTopology {
         &self.nodes
     }
 
+    /// Ordinal (into [`Self::nodes`]) of a node.
+    pub fn ordinal_of(&self, node: &NodeId) -> Option<usize> {
+        // Nodes stand in the order of the claims, which are sorted.
+        self.nodes.binary_search(node).ok()
+    }
+
     /// Ordinal (into [`Self::nodes`]) of the node that runs a rank.
     pub fn node_of(&self, rank: Rank) -> usize {
         self.node_of_rank[rank.index()].into()

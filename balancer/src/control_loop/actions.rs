@@ -3,7 +3,7 @@
 use super::{ControlLoop, Event};
 use crate::draft::Drafted;
 use crate::push::short_command;
-use evenkeel_core::ids::Term;
+use evenkeel_core::ids::{NodeId, Term};
 use evenkeel_core::plan::Plan;
 use evenkeel_core::protocol::reign::{self, Action, DraftReason, Message, Role, StreamId};
 use evenkeel_core::protocol::unit::{Answer, PlanRef};
@@ -99,7 +99,6 @@ impl ControlLoop {
         plan: &Arc<Plan>,
         base: &Arc<Plan>,
     ) -> Option<reign::Event> {
-        let addresses = self.addresses(&plan.unit);
         let node = self.reign.streams().get(&stream)?.node().clone();
         let formed = self.units.get_mut(&plan.unit).and_then(|unit| unit.formed.as_mut())?;
         let prepared = match formed.prepared.get(plan, base, &formed.topology) {
@@ -111,7 +110,9 @@ impl ControlLoop {
             }
         };
         let limit = self.config.control.prepare_timeout_ms;
-        let order = prepared.order(term, &node, &formed.topology, &addresses, limit);
+        let topology = Arc::clone(&formed.topology);
+        let address = |node: &NodeId| self.address_of(&plan.unit, node);
+        let order = prepared.order(term, &node, &topology, address, limit);
         let taken = self.links.get(&stream).is_some_and(|link| link.link.prepare(&prepared, order));
         self.unless_taken(stream, taken)
     }
@@ -123,13 +124,12 @@ impl ControlLoop {
         let (id, node) = (entry.unit().clone(), entry.node().clone());
         let now = self.now().at;
         let Some(term) = self.reign.term().filter(|_| !self.reign.is_frozen(now)) else { return false };
-        let addresses = self.addresses(&id);
         let Some(formed) = self.units.get(&id).and_then(|unit| unit.formed.as_ref()) else { return false };
         let (Some(link), Some(prepared)) = (self.links.get(&stream), formed.prepared.last(plan)) else {
             return false;
         };
         let limit = self.config.control.prepare_timeout_ms;
-        let order = prepared.order(term, &node, &formed.topology, &addresses, limit);
+        let order = prepared.order(term, &node, &formed.topology, |node| self.address_of(&id, node), limit);
         link.link.want_whole_plans() && link.link.prepare(&prepared, order)
     }
 

@@ -252,10 +252,9 @@ impl ControlLoop {
     }
 
     /// Where experts of a unit's nodes can be fetched.
-    fn addresses(&self, id: &UnitId) -> BTreeMap<NodeId, String> {
-        let Some(unit) = self.reign.units().get(id) else { return BTreeMap::new() };
-        let address = |stream| self.links.get(stream).map(|link: &Link| link.transfer_address.clone());
-        unit.present().iter().filter_map(|(node, stream)| Some((node.clone(), address(stream)?))).collect()
+    fn address_of(&self, unit: &UnitId, node: &NodeId) -> Option<String> {
+        let stream = self.reign.units().get(unit)?.present().get(node)?;
+        self.links.get(stream).map(|link: &Link| link.transfer_address.clone())
     }
 
     /// Where a node's experts can be fetched.

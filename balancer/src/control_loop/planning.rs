@@ -60,14 +60,14 @@ impl ControlLoop {
             return Vec::new();
         };
         let topology = &formed.topology;
-        let ordinal = topology.nodes().iter().position(|known| known == node);
-        ordinal.map(|ordinal| topology.ranks_of(ordinal).collect()).unwrap_or_default()
+        topology.ordinal_of(node).map(|ordinal| topology.ranks_of(ordinal).collect()).unwrap_or_default()
     }
 
     /// Starts a solve off the loop if a plan may be made now.
     pub(super) fn maybe_solve(&mut self, id: &UnitId) {
         let now = self.now();
-        if self.reign.may_plan(now, id).is_err() {
+        let wanted = self.units.get(id).and_then(|unit| unit.formed.as_ref());
+        if wanted.is_none_or(|formed| !formed.wants_solve(now.at)) || self.reign.may_plan(now, id).is_err() {
             return;
         }
         let (policy, kept) = (self.config.experts.policy(), self.kept(id));

@@ -5,6 +5,7 @@ use evenkeel_core::topology::{Role, UnitShape};
 use evenkeel_proto::plan_content::Assembler;
 use evenkeel_proto::v1::PlanEncoding;
 use evenkeel_proto::v1::sync_response::Message;
+use std::collections::BTreeMap;
 
 fn node(name: &str) -> NodeId {
     NodeId::new(name).unwrap()
@@ -57,7 +58,7 @@ fn taken(received: &mut Received) -> Vec<v1::PlanCommand> {
 
 fn order(prepared: &Prepared, topology: &UnitTopology, name: &str) -> v1::PlanCommand {
     let addresses = BTreeMap::from([(node("a"), "a:1".to_owned()), (node("b"), "b:1".to_owned())]);
-    prepared.order(Term::default(), &node(name), topology, &addresses, 1000)
+    prepared.order(Term::default(), &node(name), topology, |n| addresses.get(n).cloned(), 1000)
 }
 
 #[test]

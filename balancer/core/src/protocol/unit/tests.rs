@@ -229,7 +229,9 @@ fn a_plan_is_given_up_while_it_is_prepared_and_not_later() {
     bench.propose();
     assert_eq!(bench.run(Event::GiveUp("ordered")), ["abort a", "abort b", "aborted ordered"]);
     assert!(bench.run(Event::GiveUp("ordered")).is_empty(), "nothing is under way");
-    ["a", "b"].map(|name| bench.answer(name, Answer::Aborted));
+    for name in ["a", "b"] {
+        bench.answer(name, Answer::Aborted);
+    }
     bench.propose();
     bench.answer("a", Answer::Prepared);
     bench.answer("b", Answer::Prepared);
