@@ -1,5 +1,8 @@
 //! Accepted connections. Handshakes run beside each other, each until a deadline; connections and handshakes are
 //! bounded; a peer that is slow or silent holds up nobody, and an accept that fails is tried again after a pause.
+//!
+//! A connection waits for its client's whole ClientHello before it takes one of the handshakes. Whoever only opens
+//! connections, or says a byte now and then, holds a place among the connections and nothing else.
 
 use crate::connection::{Connection, PeerInfo};
 use crate::credentials::Credentials;
@@ -9,8 +12,8 @@ use crate::observer::Observer;
 use crate::security::Security;
 use crate::slots::{Slot, Slots};
 use crate::verifier::identify;
+use rustls::server::Acceptor as Acceptance;
 use socket2::{SockRef, TcpKeepalive};
-use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -19,10 +22,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 
 /// The ports of a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,9 +90,11 @@ pub struct Limits {
     pub connections_max: usize,
     /// Connections of one peer address that is not loopback.
     pub per_peer_max: usize,
-    /// Handshakes under way.
+    /// How long a client may take to say its ClientHello.
+    pub hello_max: Duration,
+    /// Handshakes under way whose ClientHello has been read.
     pub handshakes_max: usize,
-    /// How long a handshake may take.
+    /// How long a handshake may take from there.
     pub handshake_max: Duration,
     /// How long a connection may last whose client has shown no certificate.
     pub anonymous_max: Duration,
@@ -102,9 +107,11 @@ impl Limits {
             connections_max,
             // Nodes behind one address translation, or a gateway with its pools; never the whole port.
             per_peer_max: (connections_max / 4).clamp(16, 256),
+            // The first words of a connection: one round trip, and a lost packet or two.
+            hello_max: Duration::from_secs(5),
             // A handshake holds about 30 kB: 30 MB. On two cores these are done in half a second.
             handshakes_max: 1024,
-            // Two round trips and half a millisecond of arithmetic; a storm of 10,000 takes a few seconds in all.
+            // A round trip, a lost packet, and half a millisecond of arithmetic after those of all others.
             handshake_max: Duration::from_secs(5),
             // Ten times what a kubelet waits for its probe. Nobody holds a place here for longer who is not known.
             anonymous_max: Duration::from_secs(10),
@@ -112,8 +119,8 @@ impl Limits {
     }
 }
 
-/// When all handshakes are taken, the oldest makes room if it is older than this: an honest one is long done.
-const HANDSHAKE_HONEST_MAX: Duration = Duration::from_secs(1);
+/// Who waits longer for one of the handshakes is let go: clients give up before.
+const TURN_MAX: Duration = Duration::from_secs(30);
 /// Connections that are ready and wait for the server to take them.
 const READY_MAX: usize = 64;
 /// Waits after an accept that failed, most likely for want of descriptors: from the first, doubling to the last.
@@ -157,8 +164,10 @@ impl Incoming {
     ) -> Self {
         let (sender, ready) = mpsc::channel(READY_MAX);
         let slots = Slots::new(limits.connections_max, limits.per_peer_max);
+        let turns = Arc::new(Semaphore::new(limits.handshakes_max));
         let last_logged = None;
-        let acceptor = Acceptor { port, security, limits, observer, slots, ready: sender, last_logged };
+        let acceptor =
+            Acceptor { port, security, limits, observer, slots, turns, ready: sender, last_logged };
         let mut tasks = JoinSet::new();
         tasks.spawn(acceptor.run(source));
         Self { ready, address, _acceptor: tasks }
@@ -215,6 +224,7 @@ struct Acceptor {
     limits: Limits,
     observer: Arc<dyn Observer>,
     slots: Arc<Slots>,
+    turns: Arc<Semaphore>,
     ready: mpsc::Sender<Connection>,
     last_logged: Option<Instant>,
 }
@@ -222,21 +232,15 @@ struct Acceptor {
 /// What became of a handshake.
 type Outcome = (SocketAddr, Result<(), Fault>);
 
-/// Handshakes under way, oldest first. Ends that were not looked at yet are among them.
-#[derive(Default)]
-struct Handshakes {
-    tasks: JoinSet<Outcome>,
-    begun: VecDeque<(Instant, AbortHandle)>,
-}
-
 impl Acceptor {
     async fn run(mut self, mut source: impl Accept) {
-        let mut handshakes = Handshakes::default();
+        // Bounded by the connections.
+        let mut handshakes = JoinSet::new();
         let mut pause = ACCEPT_PAUSE_FIRST;
         loop {
             let accepted = tokio::select! {
                 accepted = source.accept() => accepted,
-                Some(ended) = handshakes.tasks.join_next() => {
+                Some(ended) = handshakes.join_next() => {
                     self.ended(ended);
                     continue;
                 }
@@ -257,7 +261,7 @@ impl Acceptor {
         }
     }
 
-    async fn accepted(&mut self, stream: TcpStream, peer: SocketAddr, handshakes: &mut Handshakes) {
+    async fn accepted(&mut self, stream: TcpStream, peer: SocketAddr, handshakes: &mut JoinSet<Outcome>) {
         let slot = match self.slots.take(peer.ip()) {
             Ok(slot) => slot,
             Err(full) => return self.refuse(full.code(), &peer),
@@ -269,11 +273,10 @@ impl Acceptor {
         match &self.security {
             Security::Tls(credentials) => {
                 let credentials = credentials.clone();
-                self.make_room(handshakes).await;
-                let (port, limits, ready) = (self.port, self.limits, self.ready.clone());
-                let handshake = Handshake { credentials, port, limits, ready }.run(stream, peer, slot);
-                let abort = handshakes.tasks.spawn(handshake);
-                handshakes.begun.push_back((Instant::now(), abort));
+                let (port, limits) = (self.port, self.limits);
+                let (turns, ready) = (Arc::clone(&self.turns), self.ready.clone());
+                let handshake = Handshake { credentials, port, limits, turns, ready };
+                handshakes.spawn(handshake.run(stream, peer, slot));
             }
             plaintext => {
                 let local = peer.ip().to_canonical().is_loopback();
@@ -281,28 +284,6 @@ impl Acceptor {
                 let principal = if local { Principal::Loopback } else { Principal::Plaintext };
                 let peer = PeerInfo { address: peer, principal };
                 let _ = self.ready.send(Connection::plain(stream, peer, Some(slot))).await;
-            }
-        }
-    }
-
-    /// Waits until one more handshake may begin. Under attack that is at once; in a storm of honest peers it is when
-    /// one of them is done.
-    async fn make_room(&mut self, handshakes: &mut Handshakes) {
-        while handshakes.begun.len() >= self.limits.handshakes_max {
-            handshakes.begun.retain(|(_, abort)| !abort.is_finished());
-            if handshakes.begun.len() < self.limits.handshakes_max {
-                return;
-            }
-            let (oldest, abort) = handshakes.begun.front().expect("at least one may be under way");
-            let honest_until = *oldest + HANDSHAKE_HONEST_MAX.min(self.limits.handshake_max);
-            tokio::select! {
-                Some(ended) = handshakes.tasks.join_next() => self.ended(ended),
-                () = tokio::time::sleep_until(honest_until) => {
-                    abort.abort();
-                    handshakes.begun.pop_front();
-                    self.observer.auth_failure(FaultCode::HandshakeTimeout.as_str());
-                    return;
-                }
             }
         }
     }
@@ -317,7 +298,6 @@ impl Acceptor {
                     tracing::warn!(port, %peer, code, reason, "connection refused");
                 }
             }
-            Err(error) if error.is_cancelled() => {}
             Err(error) => tracing::error!(%error, "a handshake panicked"),
         }
     }
@@ -344,41 +324,49 @@ struct Handshake {
     credentials: Arc<Credentials>,
     port: Port,
     limits: Limits,
+    turns: Arc<Semaphore>,
     ready: mpsc::Sender<Connection>,
 }
 
 impl Handshake {
-    /// Within the deadline, up to the server's taking the connection.
+    /// Up to the server's taking the connection.
     async fn run(self, stream: TcpStream, peer: SocketAddr, slot: Slot) -> Outcome {
-        let deadline = self.limits.handshake_max;
-        let outcome = match tokio::time::timeout(deadline, self.shake(stream, peer, slot)).await {
-            Ok(Ok(connection)) => {
+        let outcome = match self.shake(stream).await {
+            Ok((stream, principal)) => {
+                let anonymous = principal == Principal::Anonymous;
+                let connection = Connection::tls(stream, PeerInfo { address: peer, principal }, Some(slot));
+                let ends = || Instant::now() + self.limits.anonymous_max;
+                let connection = if anonymous { connection.until(ends()) } else { connection };
                 // Fails when the server is gone, and so is this task then.
                 let _ = self.ready.send(connection).await;
                 Ok(())
             }
-            Ok(Err(fault)) => Err(fault),
-            Err(_) => {
-                let text = format!("no handshake within {} ms", deadline.as_millis());
-                Err(Fault::new(FaultCode::HandshakeTimeout, text))
-            }
+            Err(fault) => Err(fault),
         };
         (peer, outcome)
     }
 
-    async fn shake(&self, stream: TcpStream, peer: SocketAddr, slot: Slot) -> Result<Connection, Fault> {
-        let acceptor = TlsAcceptor::from(self.credentials.server(self.port));
-        let stream = acceptor.accept(stream).await.map_err(|e| Fault::of_io(&e))?;
+    async fn shake(&self, stream: TcpStream) -> Result<(TlsStream<TcpStream>, Principal), Fault> {
+        let hello = LazyConfigAcceptor::new(Acceptance::default(), stream);
+        let hello =
+            within(self.limits.hello_max, "no ClientHello", hello).await?.map_err(|e| Fault::of_io(&e))?;
+        let turn = within(TURN_MAX, "no turn for the handshake", self.turns.acquire()).await?;
+        let _turn = turn.expect("it is never closed");
+        let rest = hello.into_stream(self.credentials.server(self.port));
+        let stream = within(self.limits.handshake_max, "no end of the handshake", rest).await?;
+        let stream = stream.map_err(|e| Fault::of_io(&e))?;
         let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        let Some(certificate) = certificate else {
-            let peer = PeerInfo { address: peer, principal: Principal::Anonymous };
-            let ends = Instant::now() + self.limits.anonymous_max;
-            return Ok(Connection::tls(stream.into(), peer, Some(slot)).until(ends));
+        let principal = match certificate {
+            Some(certificate) => Principal::Peer(identify(certificate, self.credentials.cluster())?),
+            None => Principal::Anonymous,
         };
-        let principal = Principal::Peer(identify(certificate, self.credentials.cluster())?);
-        let peer = PeerInfo { address: peer, principal };
-        Ok(Connection::tls(stream.into(), peer, Some(slot)))
+        Ok((stream.into(), principal))
     }
+}
+
+async fn within<T>(limit: Duration, what: &str, step: impl Future<Output = T>) -> Result<T, Fault> {
+    let late = |_| Fault::new(FaultCode::HandshakeTimeout, format!("{what} within {} ms", limit.as_millis()));
+    tokio::time::timeout(limit, step).await.map_err(late)
 }
 
 /// What every connection of a cluster has, on either side.

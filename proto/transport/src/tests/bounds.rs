@@ -1,13 +1,13 @@
 //! What listeners bear: silence, floods, and a host that is out of descriptors.
 
-use super::stand::{AGENT, PATIENCE, Stand, cluster};
+use super::stand::{AGENT, PATIENCE, Stand, client_hello, cluster};
 use crate::credentials::Server;
 use crate::listen::{Accept, Limits, Port};
 use crate::security::Security;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 async fn closed(stream: &mut TcpStream) {
@@ -18,7 +18,7 @@ async fn closed(stream: &mut TcpStream) {
 #[tokio::test]
 async fn a_handshake_that_never_ends_is_cut_and_holds_up_nobody() {
     let (authority, balancer) = cluster();
-    let limits = Limits { handshake_max: Duration::from_millis(300), ..Limits::new(64) };
+    let limits = Limits { hello_max: Duration::from_millis(300), ..Limits::new(64) };
     let stand = Stand::bounded(Port::Agents, &balancer, limits).await;
     let mut silent = TcpStream::connect(stand.address).await.expect("connects");
     let agent = authority.security(AGENT);
@@ -28,18 +28,27 @@ async fn a_handshake_that_never_ends_is_cut_and_holds_up_nobody() {
 }
 
 #[tokio::test]
-async fn the_oldest_handshake_makes_room_when_all_are_taken() {
+async fn who_says_nothing_or_little_takes_no_handshake() {
     let (authority, balancer) = cluster();
-    // The deadline is far away: only room is made.
-    let limits = Limits { handshakes_max: 2, handshake_max: PATIENCE * 2, ..Limits::new(64) };
+    // The deadlines are far away.
+    let limits = Limits { handshakes_max: 1, hello_max: PATIENCE * 2, ..Limits::new(64) };
     let stand = Stand::bounded(Port::Agents, &balancer, limits).await;
-    let mut silent = Vec::new();
-    for _ in 0..2 {
-        silent.push(TcpStream::connect(stand.address).await.expect("connects"));
-    }
+    let _silent = TcpStream::connect(stand.address).await.expect("connects");
+    let mut slow = TcpStream::connect(stand.address).await.expect("connects");
+    slow.write_all(&[0x16, 0x03, 0x01, 0x02, 0x00, 0x01]).await.expect("written");
     let agent = authority.security(AGENT);
     assert_eq!(stand.greeting(&agent, Server::Balancer).await, Ok("agent/n-1".to_owned()));
-    closed(&mut silent[0]).await;
+}
+
+#[tokio::test]
+async fn a_handshake_that_stands_still_gives_its_turn_to_the_next() {
+    let (authority, balancer) = cluster();
+    let limits = Limits { handshakes_max: 1, handshake_max: Duration::from_millis(300), ..Limits::new(64) };
+    let stand = Stand::bounded(Port::Agents, &balancer, limits).await;
+    let mut stalled = TcpStream::connect(stand.address).await.expect("connects");
+    stalled.write_all(&client_hello()).await.expect("written");
+    let agent = authority.security(AGENT);
+    assert_eq!(stand.greeting(&agent, Server::Balancer).await, Ok("agent/n-1".to_owned()));
     stand.told.wait_for("handshake_timeout").await;
 }
 

@@ -74,6 +74,17 @@ impl Observer for Told {
     }
 }
 
+/// The first words of a client that says nothing more.
+pub(super) fn client_hello() -> Vec<u8> {
+    let name = ServerName::try_from("any.example").expect("a name");
+    let mut client = rustls::ClientConnection::new(Arc::new(careless(None)), name).expect("a client");
+    let mut hello = Vec::new();
+    while client.wants_write() {
+        client.write_tls(&mut hello).expect("written");
+    }
+    hello
+}
+
 pub(super) struct Stand {
     pub(super) address: SocketAddr,
     pub(super) told: Arc<Told>,
