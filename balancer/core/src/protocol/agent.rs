@@ -78,6 +78,14 @@ struct Pending {
     stage: Stage,
 }
 
+/// An open stream, as its balancer knows this agent.
+#[derive(Debug, Clone, Copy)]
+struct Stream {
+    welcomed: bool,
+    /// The plan in service when Hello was last said.
+    introduced: Option<PlanId>,
+}
+
 /// What waits until its term is on disk.
 #[derive(Debug, Clone)]
 enum Awaiting {
@@ -111,8 +119,8 @@ pub struct Agent {
     term: Term,
     /// The highest heard of, which the disk may have refused: nothing below it is obeyed either.
     seen: Term,
-    /// Open streams; `true` once welcomed.
-    streams: BTreeMap<StreamId, bool>,
+    /// Open streams.
+    streams: BTreeMap<StreamId, Stream>,
     /// Where answers go.
     leader: Option<StreamId>,
     awaiting: Option<Awaiting>,
@@ -239,7 +247,9 @@ impl Agent {
     fn on_connected(&mut self, stream: StreamId) -> Vec<Action> {
         let newest = self.streams.last_key_value().map(|(&stream, _)| stream);
         assert!(newest < Some(stream), "numbers of streams grow");
-        self.streams.insert(stream, false);
+        // Hello is made from the state at this moment.
+        let introduced = self.applied();
+        self.streams.insert(stream, Stream { welcomed: false, introduced });
         Vec::new()
     }
 
@@ -285,11 +295,7 @@ impl Agent {
         role: BalancerRole,
         boot_plan: Option<Arc<Plan>>,
     ) -> Vec<Action> {
-        let again = self.streams.insert(stream, true) == Some(true);
-        let mut actions = Vec::new();
-        if again {
-            actions.push(Action::Introduce { stream });
-        }
+        let mut actions = self.introduce_again(stream);
         match role {
             BalancerRole::Leader => {
                 self.leader = Some(stream);
@@ -298,6 +304,16 @@ impl Agent {
             BalancerRole::Standby => self.leader = self.leader.filter(|leader| *leader != stream),
         }
         actions
+    }
+
+    /// After a Welcome: a balancer whose role or term has changed wants Hello again. So does one whose first Welcome comes
+    /// late: another balancer may have had a plan applied since Hello was said, and the answers about it went there.
+    fn introduce_again(&mut self, stream: StreamId) -> Vec<Action> {
+        let applied = self.applied();
+        let known = self.streams.insert(stream, Stream { welcomed: true, introduced: applied });
+        let known = known.expect("only open streams are welcomed");
+        let outdated = known.introduced != applied;
+        if known.welcomed || outdated { vec![Action::Introduce { stream }] } else { Vec::new() }
     }
 
     /// A worker that holds no weights boots with the leader's plan.
@@ -353,10 +369,7 @@ impl Agent {
                 vec![Action::CloseStream { stream, message }]
             }
             // Reports go on. Its first command tries again.
-            Awaiting::Welcome { stream, .. } => {
-                let again = self.streams.insert(stream, true) == Some(true);
-                if again { vec![Action::Introduce { stream }] } else { Vec::new() }
-            }
+            Awaiting::Welcome { stream, .. } => self.introduce_again(stream),
             Awaiting::Command { stream, command } => {
                 vec![self.reply_on(stream, command.name().1, Outcome::Refused { code, message })]
             }

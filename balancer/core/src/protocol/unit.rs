@@ -332,6 +332,21 @@ impl UnitControl {
         }
     }
 
+    /// How far each node is, for people.
+    pub fn standings(&self) -> impl Iterator<Item = (&NodeId, &'static str)> {
+        self.nodes.iter().map(|(node, standing)| {
+            let text = match standing {
+                Standing::Away => "away",
+                Standing::Booting => "booting",
+                Standing::Current => "serves the head",
+                Standing::Behind(_) => "behind",
+                Standing::RollingPrepare(_) => "is prepared",
+                Standing::RollingCommit(_) => "commits",
+            };
+            (node, text)
+        })
+    }
+
     /// Whether a node that serves `applied` may join.
     pub fn admit(&self, applied: Option<PlanRef>) -> Result<(), AdmitError> {
         let Some(applied) = applied else { return Ok(()) };

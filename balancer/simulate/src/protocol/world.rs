@@ -431,7 +431,9 @@ impl World {
     pub(super) fn unit_shown(&self, b: usize, unit: usize) -> String {
         let Some(of) = self.unit_of(b, unit) else { return "unknown".to_owned() };
         let present: Vec<usize> = of.present().keys().map(super::agent_of).collect();
-        format!("{:?}, present {present:?}", of.formed().map(|formed| formed.control().activity()))
+        let control = of.formed().map(|formed| formed.control());
+        let standings: Vec<_> = control.map(|control| control.standings().collect()).unwrap_or_default();
+        format!("{:?}, present {present:?}, {standings:?}", control.map(|control| control.activity()))
     }
 
     pub(super) fn leader_sizes(&self, b: usize) -> Vec<(&'static str, usize)> {

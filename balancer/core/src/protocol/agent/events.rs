@@ -152,7 +152,7 @@ pub enum Action {
         reply: Reply,
     },
     /// Say again by Hello what is served and what the highest term is: the balancer at the other end has
-    /// changed its role or term.
+    /// changed its role or term, or welcomes what is out of date.
     Introduce {
         /// The stream.
         stream: StreamId,

@@ -250,6 +250,21 @@ fn a_stream_whose_balancer_becomes_the_leader_is_introduced_to_again() {
 }
 
 #[test]
+fn a_welcome_that_comes_after_a_boot_with_another_balancer_is_answered_with_a_new_hello() {
+    check_steps(
+        &mut agent(None),
+        &[
+            (leader(FIRST, 1), 0, "term 1"),
+            (Event::TermPersisted, 0, "boot 0"),
+            (Event::Booted, 0, "persist 0"),
+            (Event::PlanPersisted, 0, "applied 0"),
+            (leader(SECOND, 2), 0, "term 2"),
+            (Event::TermPersisted, 0, "introduce to 2"),
+        ],
+    );
+}
+
+#[test]
 fn a_term_that_cannot_be_persisted_changes_nothing_and_is_tried_again() {
     let mut agent = agent(Some(boot()));
     check_steps(
