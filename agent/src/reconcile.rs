@@ -111,7 +111,7 @@ impl Reconciler {
     }
 
     fn introduction(&self) -> Introduction {
-        Introduction { applied: self.agent.applied(), term: self.agent.term() }
+        Introduction { applied: self.agent.applied(), term: self.agent.seen() }
     }
 
     fn now(&self) -> Millis {

@@ -180,6 +180,12 @@ impl Agent {
         self.streams.len()
     }
 
+    /// The highest term heard of, on disk or not: what Hello says. A leader below it would be told that its Welcome is stale,
+    /// so it has to hear why.
+    pub fn seen(&self) -> Term {
+        self.seen
+    }
+
     /// The highest term that is on disk.
     pub fn term(&self) -> Term {
         self.term

@@ -367,7 +367,7 @@ impl World {
             ranks: agent.ranks.clone(),
             incarnation: agent.life,
             applied: machine.applied(),
-            term: machine.term(),
+            term: machine.seen(),
         };
         self.send_to_balancer(link, ToBalancer::Hello(hello));
     }

@@ -174,7 +174,8 @@ impl World {
 
     /// The process stands still and then goes on as if nothing had been: perhaps between a decision and its deeds.
     fn pause(&mut self, b: usize) {
-        if !self.balancers[b].is_up() {
+        // One that stands still already, perhaps with deeds held back, is not woken by that.
+        if !self.balancers[b].is_up() || self.balancers[b].paused_until > self.now {
             return;
         }
         let time = self.random.within(100, 14_000);

@@ -95,11 +95,13 @@ impl World {
         }
     }
 
-    /// A plan written down as it is stored: chunks that are a number and the plan's digest.
+    /// A plan written down as it is stored: chunks that are a number, the plan's digest, and its parent's, which the digest
+    /// does not cover.
     pub(super) fn proposed(&mut self, b: usize, plan: Arc<Plan>) {
         let digest = plan.digest();
+        let parent = plan.parent.map(|(_, digest)| digest.0.to_vec()).unwrap_or_default();
         let count = if self.random.permille(500) { 2u8 } else { 1 };
-        let chunk = |part: u8| Opaque::from([&[part], digest.0.as_slice()].concat());
+        let chunk = |part: u8| Opaque::from([&[part], digest.0.as_slice(), &parent].concat());
         let chunks = (0..count).map(chunk).collect();
         self.reign_event(b, reign::Event::Propose { plan, account: Opaque::from([]), chunks });
     }

@@ -472,8 +472,14 @@ impl World {
 
     /// The plan that a chunk is a part of: chunks of this world are a number and the plan's digest.
     pub(super) fn plan_of_chunk(&self, bytes: &[u8]) -> Option<KnownPlan> {
-        let digest = Digest(bytes.get(1..)?.try_into().ok()?);
-        let plan = Arc::clone(self.plans.get(&digest)?);
+        let (digest, parent) = bytes.get(1..)?.split_at_checked(32)?;
+        let digest = Digest(digest.try_into().ok()?);
+        let plan = self.plans.get(&digest)?;
+        let parent = (!parent.is_empty()).then(|| parent.try_into().map(Digest)).transpose().ok()?;
+        let same = plan.parent.map(|(_, digest)| digest) == parent;
+        let parent = || parent.zip(plan.epoch.0.checked_sub(1)).map(|(digest, epoch)| (Epoch(epoch), digest));
+        let plan =
+            if same { Arc::clone(plan) } else { Arc::new(Plan { parent: parent(), ..(**plan).clone() }) };
         Some(KnownPlan { digest, plan })
     }
 
