@@ -1,5 +1,6 @@
 //! What the balancer knows of one unit, and the pure steps from its telemetry to its next plan.
 
+use crate::control_loop::RankInstruments;
 use crate::draft::{self, Drafted};
 use crate::push::PreparedCache;
 use crate::telemetry::{CleanWindow, WindowAssembler};
@@ -25,6 +26,7 @@ pub struct Unit {
     pub id: UnitId,
     /// What each rank last said of itself.
     pub gauges: BTreeMap<Rank, v1::RankGauges>,
+    shown: BTreeMap<Rank, RankInstruments>,
     /// What the last window led to, for people.
     pub last_decision: String,
     /// Present once the first plan is committed.
@@ -125,7 +127,14 @@ impl Unit {
     /// A unit of which nothing is known.
     pub fn new(id: UnitId) -> Self {
         let last_decision = "waiting for every rank's agent".to_owned();
-        Self { id, gauges: BTreeMap::new(), last_decision, formed: None }
+        Self { id, gauges: BTreeMap::new(), shown: BTreeMap::new(), last_decision, formed: None }
+    }
+
+    /// Takes what a rank says of itself, and shows it.
+    pub fn take_gauges(&mut self, rank: Rank, said: v1::RankGauges) {
+        let shown = self.shown.entry(rank).or_insert_with(|| RankInstruments::new(&self.id, rank));
+        shown.show(&said);
+        self.gauges.insert(rank, said);
     }
 
     /// Max over mean of the measured rank loads in the last clean window, mean over layers.

@@ -2,8 +2,32 @@
 
 use super::ControlLoop;
 use crate::metrics as m;
-use evenkeel_core::ids::UnitId;
+use evenkeel_core::ids::{Rank, UnitId};
 use evenkeel_proto::v1;
+use metrics::Gauge;
+
+/// A rank's gauges. Kept, since a look-up by labels costs more than all else of a report.
+#[derive(Clone)]
+pub struct RankInstruments {
+    kv_used: Gauge,
+    kv_capacity: Gauge,
+    requests: Gauge,
+}
+
+impl RankInstruments {
+    /// Of a unit's rank.
+    pub fn new(unit: &UnitId, rank: Rank) -> Self {
+        let gauge = |name| metrics::gauge!(name, "unit" => unit.to_string(), "rank" => rank.to_string());
+        Self { kv_used: gauge(m::KV_USED), kv_capacity: gauge(m::KV_CAPACITY), requests: gauge(m::REQUESTS) }
+    }
+
+    /// Shows what the rank says of itself.
+    pub fn show(&self, said: &v1::RankGauges) {
+        self.kv_used.set(said.kv_used_tokens as f64);
+        self.kv_capacity.set(said.kv_total_tokens as f64);
+        self.requests.set(f64::from(said.requests));
+    }
+}
 
 impl ControlLoop {
     /// Agents of a unit that are connected, and all of them.
@@ -37,15 +61,6 @@ impl ControlLoop {
                 if let Some(us) = us {
                     metrics::gauge!(m::STEP_SECONDS, "unit" => name.clone(), "percentile" => percentile)
                         .set(f64::from(us) / 1e6);
-                }
-            }
-            for (rank, gauges) in &unit.gauges {
-                for (metric, value) in [
-                    (m::KV_USED, gauges.kv_used_tokens as f64),
-                    (m::KV_CAPACITY, gauges.kv_total_tokens as f64),
-                    (m::REQUESTS, f64::from(gauges.requests)),
-                ] {
-                    metrics::gauge!(metric, "unit" => name.clone(), "rank" => rank.to_string()).set(value);
                 }
             }
         }

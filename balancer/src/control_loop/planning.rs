@@ -20,7 +20,7 @@ impl ControlLoop {
         for gauges in report.gauges {
             let rank = u16::try_from(gauges.rank).map(Rank);
             match rank {
-                Ok(rank) if owned.contains(&rank) => drop(unit.gauges.insert(rank, gauges)),
+                Ok(rank) if owned.contains(&rank) => unit.take_gauges(rank, gauges),
                 _ => metrics::counter!(m::DECODE_ERRORS, "source" => "gauges").increment(1),
             }
         }
