@@ -1,10 +1,11 @@
 //! The order in which held requests are served: which priority has the turn, and which tenant within it.
 
 use super::class::{Tag, duration};
-use super::queue::{FairQueue, HeldRequest};
+use super::queue::{FairQueue, HeldRequest, Place};
 use super::{Priority, TenantId};
+use crate::routing::RequestId;
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, btree_set};
+use std::collections::{BinaryHeap, btree_map, btree_set};
 
 /// Shares of the turn are counted in so many parts.
 const PARTS: u64 = 65_536;
@@ -64,16 +65,19 @@ struct ClassOrder<'a> {
     priority: Priority,
     /// Tenants of whom nothing was given yet.
     fresh: std::iter::Peekable<btree_set::Iter<'a, (Tag, TenantId)>>,
-    /// The others: tag, tenant, and the arrival from which their next request is looked for.
-    begun: BinaryHeap<Reverse<(Tag, TenantId, u64)>>,
-    /// The next request, and what follows of its tenant.
-    head: Option<(HeldRequest, Tag, u64)>,
+    /// The others: tag, tenant, and which of the `rests` is theirs.
+    begun: BinaryHeap<Reverse<(Tag, TenantId, usize)>>,
+    /// What of each tenant was not given yet.
+    rests: Vec<btree_map::Range<'a, Place, (RequestId, u64)>>,
+    /// The next request, and whose it is.
+    head: Option<(HeldRequest, Tag, usize)>,
 }
 
 impl<'a> ClassOrder<'a> {
     fn new(queue: &'a FairQueue, priority: Priority) -> Self {
         let fresh = queue.class(priority).waiting().iter().peekable();
-        let mut order = Self { queue, priority, fresh, begun: BinaryHeap::new(), head: None };
+        let (begun, rests) = (BinaryHeap::new(), Vec::new());
+        let mut order = Self { queue, priority, fresh, begun, rests, head: None };
         order.advance();
         order
     }
@@ -84,9 +88,9 @@ impl<'a> ClassOrder<'a> {
 
     /// Gives the head and finds the next.
     fn take(&mut self) -> Option<HeldRequest> {
-        let (request, tag, arrival) = self.head?;
+        let (request, tag, rest) = self.head?;
         let tag = tag + duration(request.cost, self.queue.weight(request.tenant));
-        self.begun.push(Reverse((tag, request.tenant, arrival + 1)));
+        self.begun.push(Reverse((tag, request.tenant, rest)));
         self.advance();
         Some(request)
     }
@@ -96,23 +100,23 @@ impl<'a> ClassOrder<'a> {
         while self.head.is_none() {
             let begun = self.begun.peek().map(|Reverse((tag, tenant, _))| (*tag, *tenant));
             let fresh = self.fresh.peek().map(|&&head| head);
-            let (tag, tenant, from) = match (begun, fresh) {
+            let (tag, tenant, rest) = match (begun, fresh) {
                 (Some(begun), fresh) if fresh.is_none_or(|fresh| begun < fresh) => {
                     let Reverse(next) = self.begun.pop().expect("it was peeked at");
                     next
                 }
                 (_, Some((tag, tenant))) => {
                     self.fresh.next();
-                    (tag, tenant, 0)
+                    let places = (tenant, self.priority, 0)..=(tenant, self.priority, u64::MAX);
+                    self.rests.push(self.queue.held().range(places));
+                    (tag, tenant, self.rests.len() - 1)
                 }
                 _ => return,
             };
-            let places = (tenant, self.priority, from)..=(tenant, self.priority, u64::MAX);
             // A tenant of whom everything was given has none.
-            self.head =
-                self.queue.held().range(places).next().map(|(&(_, priority, arrival), &(request, cost))| {
-                    (HeldRequest { request, tenant, priority, cost }, tag, arrival)
-                });
+            self.head = self.rests[rest].next().map(|(&(_, priority, _), &(request, cost))| {
+                (HeldRequest { request, tenant, priority, cost }, tag, rest)
+            });
         }
     }
 }

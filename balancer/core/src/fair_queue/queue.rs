@@ -94,7 +94,8 @@ pub enum Admission {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 struct Tenant {
     weight: u32,
-    held: u32,
+    /// By priority.
+    held: [u32; 2],
 }
 
 /// Where a request stands: its tenant's, by urgency, then by arrival.
@@ -159,7 +160,7 @@ impl FairQueue {
 
     /// Requests that a tenant holds.
     pub fn held_by(&self, tenant: TenantId) -> usize {
-        self.tenants.get(&tenant).map_or(0, |tenant| tenant.held as usize)
+        self.tenants.get(&tenant).map_or(0, |tenant| tenant.total() as usize)
     }
 
     /// Tenants that hold requests or are ahead of their share.
@@ -199,7 +200,7 @@ impl FairQueue {
 
     /// Takes a request out to be served, in its turn or not; its tenant is charged. `None` if it is not held.
     pub fn serve(&mut self, request: RequestId) -> Option<HeldRequest> {
-        let served = self.get(request)?;
+        let served = self.take(request)?;
         let weight = self.weight(served.tenant);
         self.turn.serve(
             served.priority,
@@ -208,22 +209,15 @@ impl FairQueue {
             self.has(Priority::Batch),
         );
         self.class_mut(served.priority).serve(served.tenant, duration(served.cost, weight));
-        self.take(request);
+        self.count_out(&served);
         Some(served)
     }
 
     /// Takes a request out that is not wanted any more; nobody is charged. `None` if it is not held.
     pub fn remove(&mut self, request: RequestId) -> Option<HeldRequest> {
-        let removed = self.get(request)?;
-        self.take(request);
+        let removed = self.take(request)?;
+        self.count_out(&removed);
         Some(removed)
-    }
-
-    /// A held request.
-    pub fn get(&self, request: RequestId) -> Option<HeldRequest> {
-        let &(tenant, priority, arrival) = self.places.get(&request)?;
-        let (request, cost) = self.held[&(tenant, priority, arrival)];
-        Some(HeldRequest { request, tenant, priority, cost })
     }
 
     pub(super) fn held(&self) -> &BTreeMap<Place, (RequestId, u64)> {
@@ -256,29 +250,29 @@ impl FairQueue {
         !self.class(priority).waiting().is_empty()
     }
 
-    fn holds(&self, tenant: TenantId, priority: Priority) -> bool {
-        self.held.range((tenant, priority, 0)..=(tenant, priority, u64::MAX)).next().is_some()
-    }
-
     fn insert(&mut self, request: HeldRequest) {
         let HeldRequest { request: name, tenant, priority, cost } = request;
-        if !self.holds(tenant, priority) {
-            self.class_mut(priority).enter(tenant);
-        }
         self.arrivals += 1;
         let place = (tenant, priority, self.arrivals);
         let before = self.places.insert(name, place);
         assert!(before.is_none(), "request {} is held already", name.0);
         self.held.insert(place, (name, cost));
-        self.count(tenant, 1);
+        if self.count(tenant, priority, 1) == 1 {
+            self.class_mut(priority).enter(tenant);
+        }
     }
 
-    fn take(&mut self, request: RequestId) {
-        let place = self.places.remove(&request).expect("the request is held");
+    /// Out of its place; it counts still.
+    fn take(&mut self, request: RequestId) -> Option<HeldRequest> {
+        let place = self.places.remove(&request)?;
+        let (request, cost) = self.held.remove(&place).expect("a request that is held is in its place");
         let (tenant, priority, _) = place;
-        self.held.remove(&place);
-        self.count(tenant, -1);
-        if !self.holds(tenant, priority) {
+        Some(HeldRequest { request, tenant, priority, cost })
+    }
+
+    fn count_out(&mut self, taken: &HeldRequest) {
+        let &HeldRequest { tenant, priority, .. } = taken;
+        if self.count(tenant, priority, -1) == 0 {
             self.class_mut(priority).leave(tenant);
             if priority == Priority::Batch && !self.has(Priority::Batch) {
                 self.turn.batch_is_empty();
@@ -286,17 +280,20 @@ impl FairQueue {
         }
     }
 
-    /// A tenant holds one more or one fewer.
-    fn count(&mut self, id: TenantId, change: i32) {
+    /// A tenant holds one more or one fewer of a priority: how many then.
+    fn count(&mut self, id: TenantId, priority: Priority, change: i32) -> u32 {
         let weight = self.weight(id);
-        let tenant = self.tenants.entry(id).or_insert(Tenant { weight, held: 0 });
+        let tenant = self.tenants.entry(id).or_insert(Tenant { weight, held: [0; 2] });
         self.fullness.remove(&(tenant.fullness(), id));
-        tenant.held = tenant.held.checked_add_signed(change).expect("a tenant holds what it held");
-        if tenant.held == 0 {
+        let held = &mut tenant.held[priority as usize];
+        *held = held.checked_add_signed(change).expect("a tenant holds what it held");
+        let held = *held;
+        if tenant.total() == 0 {
             self.tenants.remove(&id);
         } else {
             self.fullness.insert((tenant.fullness(), id));
         }
+        held
     }
 
     /// The tenant that holds the most for its weight; `preferred` if it is one of several: a request that is held
@@ -315,8 +312,13 @@ impl FairQueue {
 }
 
 impl Tenant {
+    /// Requests held, of both priorities.
+    fn total(&self) -> u32 {
+        self.held[0] + self.held[1]
+    }
+
     /// Requests held per weight, in 2^-32.
     fn fullness(&self) -> u64 {
-        (u64::from(self.held) << 32) / u64::from(self.weight)
+        (u64::from(self.total()) << 32) / u64::from(self.weight)
     }
 }
