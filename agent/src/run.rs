@@ -119,7 +119,7 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
     tasks.spawn(serve_engine(incoming(listeners.engine, Port::Engine), gate, engine, stop.clone()));
     tasks.spawn(watch_certificates(security.clone(), metrics.clone(), stop.clone()));
     let hello = hello(&config, ports, weights);
-    let shared = Shared { security, hello, link, worker, loads, metrics };
+    let shared = Shared { dialler: security.into(), hello, link, worker, loads, metrics };
     tasks.spawn(until_done(Sessions::new(shared, &config.balancers).run(stop)));
     let ports_file = start::ports_file(&config.state_dir);
     replace(&ports_file, ports.to_json().as_bytes())

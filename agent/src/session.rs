@@ -13,7 +13,7 @@ use evenkeel_proto::v1::sync_request::Message as Out;
 use evenkeel_proto::v1::sync_response::Message as In;
 use evenkeel_proto::{MESSAGE_BYTES_MAX, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, v1};
 use evenkeel_transport::credentials::Server;
-use evenkeel_transport::{Fault, FaultCode, Observer as _, Security, dial};
+use evenkeel_transport::{Dialler, Fault, FaultCode, Observer as _, dial};
 use evenkeel_worker::WorkerBackend;
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -46,7 +46,7 @@ const KEEP_ALIVE_MAX: Duration = Duration::from_secs(6);
 /// What all sessions share.
 pub struct Shared {
     /// How balancers are connected to.
-    pub security: Security,
+    pub dialler: Dialler,
     /// Hello, but for what changes between streams.
     pub hello: v1::Hello,
     /// The reconciler.
@@ -176,8 +176,7 @@ impl Session {
                 .keep_alive_while_idle(true)
         };
         let address = self.address.to_string();
-        let dialled =
-            dial::connect(&self.shared.security, Server::Balancer, &address, CONNECT_MAX, keep_alive);
+        let dialled = self.shared.dialler.connect(Server::Balancer, &address, CONNECT_MAX, keep_alive);
         let (channel, fault) = dialled.await.map_err(|fault| self.denied(fault))?;
         let client = AgentServiceClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
