@@ -12,7 +12,7 @@ use crate::session::Shared;
 use crate::sessions::Sessions;
 use crate::simulated_engine::SimulatedEngine;
 use crate::start::{self, State};
-use crate::transfer::server;
+use crate::transfer::{WeightsDigest, server};
 use crate::work::Workplace;
 use evenkeel_proto::v1::simulated_engine_service_server::SimulatedEngineServiceServer;
 use evenkeel_proto::{MESSAGE_BYTES_MAX, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, v1};
@@ -118,8 +118,8 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
     let gate = Authorise::new(metrics.clone());
     tasks.spawn(serve_engine(incoming(listeners.engine, Port::Engine), gate, engine, stop.clone()));
     tasks.spawn(watch_certificates(security.clone(), metrics.clone(), stop.clone()));
-    let hello = hello(&config, ports, weights);
-    let shared = Shared { security, hello, link, worker, loads, metrics };
+    let hello = hello(&config, ports.transfer, weights);
+    let shared = Shared { dialler: security.into(), hello, link, worker, loads, metrics };
     tasks.spawn(until_done(Sessions::new(shared, &config.balancers).run(stop)));
     let ports_file = start::ports_file(&config.state_dir);
     replace(&ports_file, ports.to_json().as_bytes())
@@ -127,7 +127,8 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
     Ok(Running { ports, shutdown, tasks, ports_file, _lock: lock })
 }
 
-fn hello(config: &Config, ports: Ports, weights: [u8; 32]) -> v1::Hello {
+/// What an agent of this configuration says of itself in every Hello, when it serves expert bytes at `transfer`.
+pub fn hello(config: &Config, transfer: SocketAddr, weights: WeightsDigest) -> v1::Hello {
     v1::Hello {
         cluster: config.cluster.clone(),
         node: config.node.to_string(),
@@ -142,7 +143,7 @@ fn hello(config: &Config, ports: Ports, weights: [u8; 32]) -> v1::Hello {
         weights_digest: weights.to_vec(),
         applied: None,
         term: None,
-        transfer_address: config.advertise.clone().unwrap_or_else(|| ports.transfer.to_string()),
+        transfer_address: config.advertise.clone().unwrap_or_else(|| transfer.to_string()),
     }
 }
 

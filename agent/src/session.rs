@@ -13,9 +13,10 @@ use evenkeel_proto::v1::sync_request::Message as Out;
 use evenkeel_proto::v1::sync_response::Message as In;
 use evenkeel_proto::{MESSAGE_BYTES_MAX, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, v1};
 use evenkeel_transport::credentials::Server;
-use evenkeel_transport::{Fault, FaultCode, Observer as _, Security, dial};
+use evenkeel_transport::{Dialler, Fault, FaultCode, Observer as _, dial};
 use evenkeel_worker::WorkerBackend;
 use std::convert::Infallible;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,7 +47,7 @@ const KEEP_ALIVE_MAX: Duration = Duration::from_secs(6);
 /// What all sessions share.
 pub struct Shared {
     /// How balancers are connected to.
-    pub security: Security,
+    pub dialler: Dialler,
     /// Hello, but for what changes between streams.
     pub hello: v1::Hello,
     /// The reconciler.
@@ -122,7 +123,7 @@ impl Session {
         mut wanted: watch::Receiver<bool>,
         mut shutdown: watch::Receiver<bool>,
     ) {
-        let mut failures = 0u32;
+        let (mut failures, mut attempts) = (0u32, 0u64);
         while *wanted.borrow() {
             let end = tokio::select! {
                 _ = shutdown.wait_for(|stop| *stop) => End::Shutdown,
@@ -143,7 +144,8 @@ impl Session {
                 ),
                 End::Lost(reason) => tracing::warn!(reason, balancer = %self.address, "no stream"),
             }
-            let wait = backoff(failures, self.shared.hello.incarnation ^ u64::from(self.address.port()));
+            attempts += 1;
+            let wait = backoff(failures, attempts, self.seed());
             tokio::select! {
                 _ = shutdown.wait_for(|stop| *stop) => return,
                 _ = wanted.wait_for(|wanted| !*wanted) => return,
@@ -151,6 +153,13 @@ impl Session {
             }
             self.shared.metrics.reconnects.increment(1);
         }
+    }
+
+    /// Differs between agents, between their starts, and between the sessions of one.
+    fn seed(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (self.shared.hello.incarnation, self.address).hash(&mut hasher);
+        hasher.finish()
     }
 
     /// One stream, from connect to its end.
@@ -176,8 +185,7 @@ impl Session {
                 .keep_alive_while_idle(true)
         };
         let address = self.address.to_string();
-        let dialled =
-            dial::connect(&self.shared.security, Server::Balancer, &address, CONNECT_MAX, keep_alive);
+        let dialled = self.shared.dialler.connect(Server::Balancer, &address, CONNECT_MAX, keep_alive);
         let (channel, fault) = dialled.await.map_err(|fault| self.denied(fault))?;
         let client = AgentServiceClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -362,12 +370,10 @@ fn status(status: tonic::Status) -> End {
     lost(format!("{:?}: {}", status.code(), status.message()))
 }
 
-/// The wait before the next attempt.
-fn backoff(failures: u32, seed: u64) -> Duration {
+/// The wait before an attempt. Any source of bits does: sessions only have to differ, and a wait from the time before.
+fn backoff(failures: u32, attempt: u64, seed: u64) -> Duration {
     let bound = BACKOFF_FIRST.saturating_mul(1 << failures.min(10)).min(BACKOFF_LAST);
-    // Any source of bits does: agents only have to differ, and a wait from the time before.
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let bits = mix64(seed ^ u64::from(now.subsec_nanos()).wrapping_mul(GAMMA));
+    let bits = mix64(seed ^ attempt.wrapping_mul(GAMMA));
     bound.mul_f64((bits >> 11) as f64 / (1u64 << 53) as f64)
 }
 
@@ -378,9 +384,12 @@ mod tests {
     #[test]
     fn waits_stay_within_their_bounds() {
         for (failures, most) in [(0, 100), (1, 200), (5, 3200), (6, 5000), (u32::MAX, 5000)] {
-            assert!((0..100).all(|seed| backoff(failures, seed) <= Duration::from_millis(most)));
+            assert!((0..100).all(|seed| backoff(failures, 1, seed) <= Duration::from_millis(most)));
         }
-        let longest = (0..100).map(|seed| backoff(6, seed)).max().unwrap();
-        assert!(longest > Duration::from_millis(2500), "{longest:?}");
+        // As far apart between agents as between the attempts of one.
+        let longest = |waits: &mut dyn Iterator<Item = Duration>| waits.max().unwrap();
+        let of_all = longest(&mut (0..100).map(|seed| backoff(6, 1, seed)));
+        let of_one = longest(&mut (0..100).map(|attempt| backoff(6, attempt, 7)));
+        assert!(of_all.min(of_one) > Duration::from_millis(2500), "{of_all:?}, {of_one:?}");
     }
 }

@@ -59,6 +59,11 @@ impl Routers {
         Self { policy, recorder, routers: Mutex::default() }
     }
 
+    /// The same without a recorder.
+    pub fn unrecorded(policy: RoutingPolicy) -> Self {
+        Self::new(policy, None)
+    }
+
     /// Makes a router for a unit that has formed, unless it has one. Mixed units route in their engines.
     pub fn form(&self, unit: &UnitId, shape: &UnitShape) {
         if shape.role == Role::Mixed {

@@ -12,7 +12,7 @@ use crate::records::{self, Store};
 use crate::routing::Routers;
 use crate::{grpc, http, metrics, security};
 use evenkeel_proto::v1::admin_service_server::AdminServiceServer;
-use evenkeel_proto::v1::agent_service_server::AgentServiceServer;
+use evenkeel_proto::v1::agent_service_server::{AgentService, AgentServiceServer};
 use evenkeel_proto::v1::peer_service_server::PeerServiceServer;
 use evenkeel_proto::v1::routing_service_server::RoutingServiceServer;
 use evenkeel_proto::{DESCRIPTOR_SET, MESSAGE_BYTES_MAX};
@@ -216,10 +216,11 @@ async fn watch_certificates(
     Ok(())
 }
 
-async fn serve_agents(
+/// Serves the agents' port, which other balancers use too, until `stopped`.
+pub async fn serve_agents(
     port: Incoming,
     gate: Authorise,
-    agents: Agents,
+    agents: impl AgentService,
     peers: Peers,
     stopped: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {

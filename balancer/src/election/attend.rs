@@ -8,12 +8,11 @@ use evenkeel_core::protocol::election::Event;
 use evenkeel_core::records::{LeaderRecord, LeaseId};
 use evenkeel_proto::v1::peer_service_client::PeerServiceClient;
 use evenkeel_proto::v1::{AttendRequest, attend_response};
+use evenkeel_transport::Dialler;
 use evenkeel_transport::credentials::Server;
-use evenkeel_transport::{Security, dial};
 use std::error::Error as _;
 use std::io::ErrorKind;
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tonic::{Code, Status};
@@ -42,7 +41,7 @@ enum Ended {
 pub(super) fn start(
     settings: &ElectionSettings,
     leader: LeaderRecord,
-    security: &Security,
+    dialler: &Dialler,
     inputs: &mpsc::Sender<Input>,
 ) -> JoinHandle<()> {
     let request = AttendRequest {
@@ -50,14 +49,14 @@ pub(super) fn start(
         address: settings.address.clone(),
         lease: leader.lease.0,
     };
-    let contact = Contact { leader, request, security: security.clone(), inputs: inputs.clone() };
+    let contact = Contact { leader, request, dialler: dialler.clone(), inputs: inputs.clone() };
     tokio::spawn(contact.run())
 }
 
 struct Contact {
     leader: LeaderRecord,
     request: AttendRequest,
-    security: Security,
+    dialler: Dialler,
     inputs: mpsc::Sender<Input>,
 }
 
@@ -93,7 +92,7 @@ impl Contact {
     async fn attend(&self) -> Ended {
         let address = &self.leader.address;
         let same = |endpoint| endpoint;
-        let channel = dial::connect(&self.security, Server::Balancer, address, DIAL_DEADLINE, same).await;
+        let channel = self.dialler.connect(Server::Balancer, address, DIAL_DEADLINE, same).await;
         let channel = match channel {
             Ok((channel, _)) => channel,
             Err(fault) => {
@@ -144,18 +143,15 @@ impl Contact {
     /// nothing.
     async fn answers(&self) -> bool {
         for probe in 1..=PROBES {
-            let connected = TcpStream::connect(self.leader.address.as_str());
+            let connected = self.dialler.knock(&self.leader.address);
             match tokio::time::timeout(PROBE_DEADLINE, connected).await {
                 Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => {
                     self.tell(Event::PeerRefused(self.lease())).await;
                     return false;
                 }
                 // A connection that a dying process had in its queue is reset at once.
-                Ok(Ok(stream)) if probe < PROBES => {
-                    drop(stream);
-                    tokio::time::sleep(PROBE_PAUSE).await;
-                }
-                Ok(Ok(_)) => return true,
+                Ok(Ok(())) if probe < PROBES => tokio::time::sleep(PROBE_PAUSE).await,
+                Ok(Ok(())) => return true,
                 Ok(Err(_)) | Err(_) => break,
             }
         }

@@ -10,7 +10,7 @@ use evenkeel_core::ids::Term;
 use evenkeel_core::protocol::election::{Action, AdoptError, Election, Event, Holder, State};
 use evenkeel_core::records::{AuditId, AuditRecord, Change, Changed, Key, LeaseId, Record, Revision, Scope};
 use evenkeel_core::units::Millis;
-use evenkeel_transport::Security;
+use evenkeel_transport::Dialler;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -61,7 +61,7 @@ pub(super) struct Driver {
     machine: Election,
     store: Arc<dyn Store>,
     settings: ElectionSettings,
-    security: Security,
+    dialler: Dialler,
     began: Instant,
     inputs: mpsc::Sender<Input>,
     roster: Arc<Roster>,
@@ -85,7 +85,7 @@ impl Driver {
     pub(super) fn new(
         store: Arc<dyn Store>,
         settings: ElectionSettings,
-        security: Security,
+        dialler: Dialler,
         inputs: mpsc::Sender<Input>,
         shared: Shared,
     ) -> Self {
@@ -94,7 +94,7 @@ impl Driver {
             machine: Election::new(settings.core()),
             store,
             settings,
-            security,
+            dialler,
             began: Instant::now(),
             inputs,
             roster,
@@ -260,7 +260,7 @@ impl Driver {
             Action::Adopt(transaction) => self.call(Call::Adopt(transaction)),
             Action::ReadLeader => self.call(Call::Read),
             Action::ConnectPeer(leader) => {
-                let task = attend::start(&self.settings, leader, &self.security, &self.inputs);
+                let task = attend::start(&self.settings, leader, &self.dialler, &self.inputs);
                 self.connect(Some(task));
             }
             Action::DisconnectPeer => self.connect(None),

@@ -31,7 +31,7 @@ use crate::records::Store;
 use driver::{Driver, Shared};
 use evenkeel_core::ids::Term;
 use evenkeel_core::records::LeaderRecord;
-use evenkeel_transport::Security;
+use evenkeel_transport::Dialler;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -67,11 +67,12 @@ pub enum Standing {
 pub struct Election;
 
 impl Election {
-    /// Starts to stand by, and to lead when it is this balancer's turn. Ends by [`ElectionHandle::stop`].
+    /// Starts to stand by, and to lead when it is this balancer's turn; other balancers are connected to by `dialler`. Ends by
+    /// [`ElectionHandle::stop`].
     pub fn start(
         store: Arc<dyn Store>,
         settings: ElectionSettings,
-        security: Security,
+        dialler: impl Into<Dialler>,
     ) -> (watch::Receiver<Standing>, ElectionHandle) {
         let (standing, standing_seen) = watch::channel(Standing::Standby { leader: None });
         let (view, view_seen) = watch::channel(View::default());
@@ -86,7 +87,7 @@ impl Election {
             Arc::clone(&written),
         );
         let shared = Shared { roster, written, standing, view };
-        let driver = Driver::new(store, settings, security, inputs, shared);
+        let driver = Driver::new(store, settings, dialler.into(), inputs, shared);
         tokio::spawn(driver.run(queue));
         (standing_seen, handle)
     }

@@ -5,6 +5,7 @@ use evenkeel_core::records::{Key, LeaseId, Outcome, Revision, Scope, Transaction
 use evenkeel_proto::v1::AttendRequest;
 use evenkeel_proto::v1::peer_service_client::PeerServiceClient;
 use evenkeel_proto::v1::peer_service_server::PeerServiceServer;
+use evenkeel_transport::Security;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;

@@ -43,7 +43,9 @@ impl MemoryStore {
             state.memory.end(lease);
         }
         let value = body(&mut state);
-        self.0.revision.send_replace(state.memory.revision());
+        // A look that changed nothing wakes nobody: those who watch look too.
+        let now = state.memory.revision();
+        self.0.revision.send_if_modified(|before| std::mem::replace(before, now) != now);
         value
     }
 
@@ -157,5 +159,18 @@ impl watcher::Source for MemoryStore {
                 () = due => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_look_wakes_nobody() {
+        let store = MemoryStore::default();
+        let changes = store.0.revision.subscribe();
+        store.read(&[Key::Leader]).await.expect("memory answers");
+        assert!(!changes.has_changed().expect("the store is there"));
     }
 }

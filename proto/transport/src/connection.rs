@@ -3,6 +3,7 @@
 
 use crate::fault::{Fault, FaultCode};
 use crate::identity::Principal;
+use crate::network::AnyWire;
 use crate::slots::Slot;
 use std::future::Future as _;
 use std::io;
@@ -11,7 +12,6 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_rustls::TlsStream;
 
@@ -40,17 +40,17 @@ pub struct Connection {
 
 #[derive(Debug)]
 enum Stream {
-    Plain(TcpStream),
+    Plain(AnyWire),
     // Buffers and keys of TLS are large beside a socket.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<AnyWire>>),
 }
 
 impl Connection {
-    pub(crate) fn plain(stream: TcpStream, peer: PeerInfo, slot: Option<Slot>) -> Self {
-        Self::new(Stream::Plain(stream), peer, slot)
+    pub(crate) fn plain(wire: AnyWire, peer: PeerInfo, slot: Option<Slot>) -> Self {
+        Self::new(Stream::Plain(wire), peer, slot)
     }
 
-    pub(crate) fn tls(stream: TlsStream<TcpStream>, peer: PeerInfo, slot: Option<Slot>) -> Self {
+    pub(crate) fn tls(stream: TlsStream<AnyWire>, peer: PeerInfo, slot: Option<Slot>) -> Self {
         Self::new(Stream::Tls(Box::new(stream)), peer, slot)
     }
 
@@ -100,7 +100,7 @@ impl AsyncRead for Connection {
         }
         let before = buf.filled().len();
         let read = match &mut self.stream {
-            Stream::Plain(stream) => ready!(Pin::new(stream).poll_read(cx, buf)),
+            Stream::Plain(wire) => ready!(Pin::new(wire).poll_read(cx, buf)),
             Stream::Tls(stream) => ready!(Pin::new(stream).poll_read(cx, buf)),
         };
         if let Err(error) = read {
@@ -119,28 +119,28 @@ impl AsyncRead for Connection {
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Plain(wire) => Pin::new(wire).poll_write(cx, bytes),
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Plain(wire) => Pin::new(wire).poll_flush(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Plain(wire) => Pin::new(wire).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
         match &self.stream {
-            Stream::Plain(stream) => stream.is_write_vectored(),
+            Stream::Plain(wire) => wire.is_write_vectored(),
             Stream::Tls(stream) => stream.is_write_vectored(),
         }
     }
@@ -151,7 +151,7 @@ impl AsyncWrite for Connection {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Stream::Plain(wire) => Pin::new(wire).poll_write_vectored(cx, slices),
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
         }
     }

@@ -5,17 +5,17 @@ use crate::connection::{Connection, PeerInfo};
 use crate::credentials::Server;
 use crate::fault::{Fault, FaultCode};
 use crate::identity::Principal;
-use crate::listen::configure;
+use crate::network::{Network, Tcp};
 use crate::security::Security;
 use crate::verifier::identify;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 
@@ -35,8 +35,21 @@ impl ConnectionFault {
     }
 }
 
-/// Opens a channel to `address` (`host:port`). `deadline` bounds the whole of it; `configure` sets what else the endpoint
-/// needs.
+/// How others are connected to: over which network, and with which certificates.
+#[derive(Debug, Clone)]
+pub struct Dialler {
+    security: Security,
+    network: Arc<dyn Network>,
+}
+
+impl From<Security> for Dialler {
+    /// Over TCP.
+    fn from(security: Security) -> Self {
+        Self::new(security, Arc::new(Tcp))
+    }
+}
+
+/// Opens a channel over TCP: see [`Dialler::connect`].
 pub async fn connect(
     security: &Security,
     server: Server,
@@ -44,20 +57,83 @@ pub async fn connect(
     deadline: Duration,
     configure: impl FnOnce(Endpoint) -> Endpoint,
 ) -> Result<(Channel, ConnectionFault), Fault> {
-    // The scheme says nothing here: the connector decides.
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .map_err(|e| Fault::new(FaultCode::Unreachable, format!("{address:?} is no HOST:PORT: {e}")))?;
-    let fault = ConnectionFault::default();
-    let connector = Connector { security: security.clone(), server, fault: fault.clone() };
-    let endpoint = configure(endpoint.connect_timeout(deadline));
-    match tokio::time::timeout(deadline, endpoint.connect_with_connector(connector)).await {
-        Ok(Ok(channel)) => Ok((channel, fault)),
-        Ok(Err(error)) => Err(fault.get().unwrap_or_else(|| of_chain(address, &error))),
-        Err(_) => {
-            let text = format!("{address}: no connection within {} ms", deadline.as_millis());
-            Err(Fault::new(FaultCode::Unreachable, text))
+    Dialler::from(security.clone()).connect(server, address, deadline, configure).await
+}
+
+impl Dialler {
+    /// Over any network.
+    pub fn new(security: Security, network: Arc<dyn Network>) -> Self {
+        Self { security, network }
+    }
+
+    /// Opens a channel to `address` (`host:port`). `deadline` bounds the whole of it; `configure` sets what else the
+    /// endpoint needs.
+    pub async fn connect(
+        &self,
+        server: Server,
+        address: &str,
+        deadline: Duration,
+        configure: impl FnOnce(Endpoint) -> Endpoint,
+    ) -> Result<(Channel, ConnectionFault), Fault> {
+        // The scheme says nothing here: the connector decides.
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|e| Fault::new(FaultCode::Unreachable, format!("{address:?} is no HOST:PORT: {e}")))?;
+        let fault = ConnectionFault::default();
+        let connector = Connector { dialler: self.clone(), server, fault: fault.clone() };
+        let endpoint = configure(endpoint.connect_timeout(deadline));
+        match tokio::time::timeout(deadline, endpoint.connect_with_connector(connector)).await {
+            Ok(Ok(channel)) => Ok((channel, fault)),
+            Ok(Err(error)) => Err(fault.get().unwrap_or_else(|| of_chain(address, &error))),
+            Err(_) => {
+                let text = format!("{address}: no connection within {} ms", deadline.as_millis());
+                Err(Fault::new(FaultCode::Unreachable, text))
+            }
         }
     }
+
+    /// Opens a bare connection to `address` (`host:port`) and closes it: whether anything listens there.
+    pub async fn knock(&self, address: &str) -> io::Result<()> {
+        let named = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+        let Some((host, port)) = named else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no HOST:PORT"));
+        };
+        self.network.connect(bare(host), port).await.map(drop)
+    }
+
+    /// Opens one connection.
+    pub(crate) async fn open(
+        &self,
+        server: Server,
+        host: &str,
+        port: u16,
+        alpn: Option<&[u8]>,
+    ) -> Result<Connection, Fault> {
+        let at = |text: &dyn std::fmt::Display| format!("{host}:{port}: {text}");
+        let unreachable = |e: io::Error| Fault::new(FaultCode::Unreachable, at(&e));
+        let (wire, address) = self.network.connect(host, port).await.map_err(unreachable)?;
+        let Security::Tls(credentials) = &self.security else {
+            // A name may lead anywhere.
+            self.security.check_target("the address", &address.to_string())?;
+            let local = address.ip().is_loopback();
+            let principal = if local { Principal::Loopback } else { Principal::Plaintext };
+            return Ok(Connection::plain(wire, PeerInfo { address, principal }, None));
+        };
+        let (config, name) = credentials.client(server, alpn);
+        let stream = TlsConnector::from(config).connect(name, wire).await.map_err(|error| {
+            let fault = Fault::of_io(&error);
+            Fault { text: at(&fault.text), ..fault }
+        })?;
+        let certificates = stream.get_ref().1.peer_certificates();
+        let certificate =
+            certificates.and_then(<[_]>::first).expect("a server without a certificate is refused");
+        let principal = Principal::Peer(identify(certificate, credentials.cluster())?);
+        Ok(Connection::tls(stream.into(), PeerInfo { address, principal }, None))
+    }
+}
+
+/// A host without the brackets that IPv6 addresses have before a port.
+fn bare(host: &str) -> &str {
+    host.trim_start_matches('[').trim_end_matches(']')
 }
 
 /// The fault that our connector met, or the last cause in words.
@@ -76,7 +152,7 @@ fn of_chain(address: &str, error: &(dyn std::error::Error + 'static)) -> Fault {
 
 #[derive(Debug, Clone)]
 struct Connector {
-    security: Security,
+    dialler: Dialler,
     server: Server,
     fault: ConnectionFault,
 }
@@ -91,45 +167,12 @@ impl tower::Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let Connector { security, server, fault } = self.clone();
+        let Connector { dialler, server, fault } = self.clone();
         Box::pin(async move {
-            let host =
-                uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
-            let connection =
-                open(&security, server, &host, uri.port_u16().unwrap_or(80), Some(b"h2")).await?;
+            let host = bare(uri.host().unwrap_or_default());
+            let connection = dialler.open(server, host, uri.port_u16().unwrap_or(80), Some(b"h2")).await?;
             fault.follow(connection.fault());
             Ok(TokioIo::new(connection))
         })
     }
-}
-
-/// Opens one connection.
-pub(crate) async fn open(
-    security: &Security,
-    server: Server,
-    host: &str,
-    port: u16,
-    alpn: Option<&[u8]>,
-) -> Result<Connection, Fault> {
-    let at = |text: &dyn std::fmt::Display| format!("{host}:{port}: {text}");
-    let unreachable = |e: std::io::Error| Fault::new(FaultCode::Unreachable, at(&e));
-    let stream = TcpStream::connect((host, port)).await.map_err(unreachable)?;
-    let address = stream.peer_addr().map_err(unreachable)?;
-    configure(&stream).map_err(unreachable)?;
-    let Security::Tls(credentials) = security else {
-        // A name may lead anywhere.
-        security.check_target("the address", &address.to_string())?;
-        let local = address.ip().is_loopback();
-        let principal = if local { Principal::Loopback } else { Principal::Plaintext };
-        return Ok(Connection::plain(stream, PeerInfo { address, principal }, None));
-    };
-    let (config, name) = credentials.client(server, alpn);
-    let stream = TlsConnector::from(config).connect(name, stream).await.map_err(|error| {
-        let fault = Fault::of_io(&error);
-        Fault { text: at(&fault.text), ..fault }
-    })?;
-    let certificates = stream.get_ref().1.peer_certificates();
-    let certificate = certificates.and_then(<[_]>::first).expect("a server without a certificate is refused");
-    let principal = Principal::Peer(identify(certificate, credentials.cluster())?);
-    Ok(Connection::tls(stream.into(), PeerInfo { address, principal }, None))
 }

@@ -7,6 +7,7 @@
 //! | [`fault`] | why a connection came to nothing: stable codes with hints |
 //! | [`credentials`] | the files of a process, read again while it runs |
 //! | [`security`] | TLS or plaintext, and where plaintext may be |
+//! | [`network`] | what connections run over |
 //! | [`listen`] | accepted connections, with bounds and deadlines |
 //! | [`dial`], [`blocking`] | connections to others |
 //! | [`verbs`], [`authorise`] | who may call what |
@@ -22,6 +23,7 @@ pub mod fault;
 pub mod http;
 pub mod identity;
 pub mod listen;
+pub mod network;
 pub mod observer;
 pub mod reload;
 pub mod security;
@@ -34,6 +36,7 @@ mod verifier;
 pub use certificate::CertificateFacts;
 pub use connection::{Connection, PeerInfo};
 pub use credentials::{Credentials, TlsFiles};
+pub use dial::Dialler;
 pub use fault::{Fault, FaultCode};
 pub use identity::{PeerIdentity, PeerRole, Principal};
 pub use listen::{Incoming, Limits, Port};

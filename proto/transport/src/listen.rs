@@ -8,12 +8,12 @@ use crate::connection::{Connection, PeerInfo};
 use crate::credentials::Credentials;
 use crate::fault::{Fault, FaultCode};
 use crate::identity::{PeerRole, Principal};
+use crate::network::{Accept, AnyWire};
 use crate::observer::Observer;
 use crate::security::Security;
 use crate::slots::{Slot, Slots};
 use crate::verifier::identify;
 use rustls::server::Acceptor as Acceptance;
-use socket2::{SockRef, TcpKeepalive};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -21,7 +21,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -128,10 +128,6 @@ const ACCEPT_PAUSE_FIRST: Duration = Duration::from_millis(10);
 const ACCEPT_PAUSE_LAST: Duration = Duration::from_secs(1);
 /// A refused connection is logged at most this often: whoever scans ports must not fill the disk.
 const LOG_EVERY: Duration = Duration::from_secs(1);
-/// TCP keep-alive: a host that vanished is noticed within a minute.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
-const KEEPALIVE_TRIES: u32 = 3;
 
 /// Connections to serve, as a stream for tonic and a listener for axum. Dropping it closes the port.
 #[derive(Debug)]
@@ -154,7 +150,8 @@ impl Incoming {
         Ok(Self::over(listener, address, port, security, limits, observer))
     }
 
-    pub(crate) fn over(
+    /// Serves what `source` accepts at `address` from now on.
+    pub fn over(
         source: impl Accept,
         address: SocketAddr,
         port: Port,
@@ -207,17 +204,6 @@ impl axum::serve::Listener for Incoming {
     }
 }
 
-/// Where connections come from: a socket, or a test.
-pub(crate) trait Accept: Send + 'static {
-    fn accept(&mut self) -> impl Future<Output = io::Result<(TcpStream, SocketAddr)>> + Send;
-}
-
-impl Accept for TcpListener {
-    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
-        TcpListener::accept(self).await
-    }
-}
-
 struct Acceptor {
     port: Port,
     security: Security,
@@ -246,9 +232,9 @@ impl Acceptor {
                 }
             };
             match accepted {
-                Ok((stream, peer)) => {
+                Ok((wire, peer)) => {
                     pause = ACCEPT_PAUSE_FIRST;
-                    self.accepted(stream, peer, &mut handshakes).await;
+                    self.accepted(wire, peer, &mut handshakes).await;
                 }
                 // The peer's own doing: it went away again.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -261,29 +247,25 @@ impl Acceptor {
         }
     }
 
-    async fn accepted(&mut self, stream: TcpStream, peer: SocketAddr, handshakes: &mut JoinSet<Outcome>) {
+    async fn accepted(&mut self, wire: AnyWire, peer: SocketAddr, handshakes: &mut JoinSet<Outcome>) {
         let slot = match self.slots.take(peer.ip()) {
             Ok(slot) => slot,
             Err(full) => return self.refuse(full.code(), &peer),
         };
-        if let Err(error) = configure(&stream) {
-            // It is closed already.
-            return tracing::debug!(%peer, %error, "a connection could not be set up");
-        }
         match &self.security {
             Security::Tls(credentials) => {
                 let credentials = credentials.clone();
                 let (port, limits) = (self.port, self.limits);
                 let (turns, ready) = (Arc::clone(&self.turns), self.ready.clone());
                 let handshake = Handshake { credentials, port, limits, turns, ready };
-                handshakes.spawn(handshake.run(stream, peer, slot));
+                handshakes.spawn(handshake.run(wire, peer, slot));
             }
             plaintext => {
                 let local = peer.ip().to_canonical().is_loopback();
                 debug_assert!(local || matches!(plaintext, Security::Plaintext), "refused at start");
                 let principal = if local { Principal::Loopback } else { Principal::Plaintext };
                 let peer = PeerInfo { address: peer, principal };
-                let _ = self.ready.send(Connection::plain(stream, peer, Some(slot))).await;
+                let _ = self.ready.send(Connection::plain(wire, peer, Some(slot))).await;
             }
         }
     }
@@ -330,8 +312,8 @@ struct Handshake {
 
 impl Handshake {
     /// Up to the server's taking the connection.
-    async fn run(self, stream: TcpStream, peer: SocketAddr, slot: Slot) -> Outcome {
-        let outcome = match self.shake(stream).await {
+    async fn run(self, wire: AnyWire, peer: SocketAddr, slot: Slot) -> Outcome {
+        let outcome = match self.shake(wire).await {
             Ok((stream, principal)) => {
                 let anonymous = principal == Principal::Anonymous;
                 let connection = Connection::tls(stream, PeerInfo { address: peer, principal }, Some(slot));
@@ -346,8 +328,8 @@ impl Handshake {
         (peer, outcome)
     }
 
-    async fn shake(&self, stream: TcpStream) -> Result<(TlsStream<TcpStream>, Principal), Fault> {
-        let hello = LazyConfigAcceptor::new(Acceptance::default(), stream);
+    async fn shake(&self, wire: AnyWire) -> Result<(TlsStream<AnyWire>, Principal), Fault> {
+        let hello = LazyConfigAcceptor::new(Acceptance::default(), wire);
         let hello =
             within(self.limits.hello_max, "no ClientHello", hello).await?.map_err(|e| Fault::of_io(&e))?;
         let turn = within(TURN_MAX, "no turn for the handshake", self.turns.acquire()).await?;
@@ -367,11 +349,4 @@ impl Handshake {
 async fn within<T>(limit: Duration, what: &str, step: impl Future<Output = T>) -> Result<T, Fault> {
     let late = |_| Fault::new(FaultCode::HandshakeTimeout, format!("{what} within {} ms", limit.as_millis()));
     tokio::time::timeout(limit, step).await.map_err(late)
-}
-
-/// What every connection of a cluster has, on either side.
-pub(crate) fn configure(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_EVERY);
-    SockRef::from(stream).set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_TRIES))
 }

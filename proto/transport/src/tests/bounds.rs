@@ -2,7 +2,8 @@
 
 use super::stand::{AGENT, PATIENCE, Stand, client_hello, cluster};
 use crate::credentials::Server;
-use crate::listen::{Accept, Limits, Port};
+use crate::listen::{Limits, Port};
+use crate::network::{Accept, AnyWire};
 use crate::security::Security;
 use std::io;
 use std::net::SocketAddr;
@@ -80,7 +81,7 @@ async fn a_client_without_a_certificate_does_not_stay() {
 async fn connections_notice_a_host_that_vanished() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let stream = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("connects");
-    crate::listen::configure(&stream).expect("configured");
+    crate::network::configure(&stream).expect("configured");
     let socket = socket2::SockRef::from(&stream);
     assert!(socket.keepalive().expect("asked"));
     assert_eq!(socket.tcp_keepalive_time().expect("asked"), Duration::from_secs(30));
@@ -93,14 +94,14 @@ struct Exhausted {
 }
 
 impl Accept for Exhausted {
-    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+    async fn accept(&mut self) -> io::Result<(AnyWire, SocketAddr)> {
         if self.failures > 0 {
             self.failures -= 1;
             /// Too many open files.
             const EMFILE: i32 = 24;
             return Err(io::Error::from_raw_os_error(EMFILE));
         }
-        self.listener.accept().await
+        Accept::accept(&mut self.listener).await
     }
 }
 

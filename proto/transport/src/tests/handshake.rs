@@ -3,6 +3,7 @@
 use super::authority::{Authority, Wish};
 use super::stand::{AGENT, BALANCER, GATEWAY, PATIENCE, Stand, cluster, line};
 use crate::credentials::Server;
+use crate::dial::Dialler;
 use crate::fault::FaultCode;
 use crate::listen::Port;
 use crate::security::Security;
@@ -138,10 +139,9 @@ async fn a_process_does_not_start_with_a_certificate_that_nobody_accepts() {
 async fn plaintext_to_a_tls_port_is_told_so_on_both_sides() {
     let (_, balancer) = cluster();
     let stand = Stand::new(Port::Admin, &balancer).await;
-    let mut stream =
-        crate::dial::open(&Security::Loopback, Server::Balancer, "127.0.0.1", stand.address.port(), None)
-            .await
-            .expect("connects");
+    let dialler = Dialler::from(Security::Loopback);
+    let opened = dialler.open(Server::Balancer, "127.0.0.1", stand.address.port(), None).await;
+    let mut stream = opened.expect("connects");
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("sent");
     let error = line(&mut stream).await.unwrap_err();
     assert_eq!(crate::Fault::of_io(&error).code, FaultCode::NotTls);
@@ -160,8 +160,8 @@ async fn tls_to_a_plaintext_port_is_told_so() {
         // Until the client has had enough.
         let _ = stream.read_to_end(&mut Vec::new()).await;
     });
-    let client = authority.security(AGENT);
-    let opened = crate::dial::open(&client, Server::Balancer, "127.0.0.1", address.port(), None).await;
+    let client = Dialler::from(authority.security(AGENT));
+    let opened = client.open(Server::Balancer, "127.0.0.1", address.port(), None).await;
     assert_eq!(opened.map(drop).map_err(|fault| fault.code), Err(FaultCode::NotTls));
     tokio::time::timeout(PATIENCE, server).await.expect("it ends").expect("no panic");
 }
@@ -186,8 +186,8 @@ async fn a_client_of_another_protocol_is_told_so() {
     let (authority, balancer) = cluster();
     let stand = Stand::new(Port::Agents, &balancer).await;
     let port = stand.address.port();
-    let agent = authority.security(AGENT);
-    let mut opened = crate::dial::open(&agent, Server::Balancer, "127.0.0.1", port, Some(b"http/1.1")).await;
+    let agent = Dialler::from(authority.security(AGENT));
+    let mut opened = agent.open(Server::Balancer, "127.0.0.1", port, Some(b"http/1.1")).await;
     let fault = opened.as_mut().map(drop).map_err(|fault| fault.code);
     assert_eq!(fault, Err(FaultCode::WrongProtocol));
 }

@@ -2,9 +2,10 @@
 
 use super::authority::Authority;
 use crate::credentials::Server;
-use crate::dial;
+use crate::dial::Dialler;
 use crate::fault::{Fault, FaultCode};
-use crate::listen::{Accept, Incoming, Limits, Port};
+use crate::listen::{Incoming, Limits, Port};
+use crate::network::Accept;
 use crate::observer::Observer;
 use crate::security::Security;
 use crate::{Connection, TlsFiles};
@@ -133,7 +134,7 @@ impl Stand {
         server: Server,
     ) -> Result<(Connection, String), Fault> {
         let port = self.address.port();
-        let mut connection = dial::open(security, server, "127.0.0.1", port, None).await?;
+        let mut connection = Dialler::from(security.clone()).open(server, "127.0.0.1", port, None).await?;
         let greeting = line(&mut connection).await.map_err(|e| Fault::of_io(&e))?;
         Ok((connection, greeting))
     }
