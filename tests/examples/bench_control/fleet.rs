@@ -21,8 +21,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-/// Experts of the one layer. With the ranks' one slot each every expert has two replicas at first.
+/// With the ranks' one slot each every expert has two replicas at first.
 const REPLICAS: usize = 2;
+/// Layers of a unit: so many that a PREPARE has about 4 KB.
+const LAYERS: u16 = 3;
 /// How often an agent reports.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// Waits before a new attempt: drawn from nothing to a bound that doubles between these, as agents do it.
@@ -48,7 +50,7 @@ impl FleetShape {
         let narrow = |count: usize| u16::try_from(count).expect("a unit has at most 2048 ranks");
         UnitShape {
             role: Role::Decode,
-            layers: 1,
+            layers: LAYERS,
             experts: narrow((ranks / REPLICAS).max(1)),
             top_k: 1,
             ranks: narrow(ranks),
@@ -294,19 +296,19 @@ impl Agent {
         v1::Report { sequence, segments, gauges: vec![gauges] }
     }
 
-    /// Expert 0 is asked for as often as a hundred others.
+    /// Some experts are asked for 64 times as often as others, and not the same ones in every layer.
     fn segment(&self) -> v1::LoadSegment {
         let per_rank = self.shape.physical_per_rank();
         let first = self.rank.index() * per_rank;
-        let count = |slot: usize| match self.boot.layers[0].physical_to_logical[slot] {
-            Some(expert) if expert.0 == 0 => 100_000,
-            Some(_) => 1000,
+        let count = |layer: usize, slot: usize| match self.boot.layers[layer].physical_to_logical[slot] {
+            Some(expert) => 1000 << (scattered(layer, expert.index()) % 7),
             None => 0,
         };
+        let of_layer = |layer| (first..first + per_rank).map(move |slot| count(layer, slot));
         v1::LoadSegment {
             window: Some(v1::Window { from_step: 0, to_step: 1 }),
             epoch: 0,
-            counts: (first..first + per_rank).map(count).collect(),
+            counts: (0..self.boot.layers.len()).flat_map(of_layer).collect(),
             window_complete: true,
             part: 0,
         }
@@ -349,6 +351,12 @@ impl Agent {
         }
         self.shared.applied_plans.fetch_add(1, Ordering::Relaxed);
     }
+}
+
+/// The same for the same experts, and without a pattern otherwise.
+fn scattered(layer: usize, expert: usize) -> u64 {
+    let seed = (layer as u64) << 32 | expert as u64;
+    ChaCha8Rng::seed_from_u64(seed).random()
 }
 
 async fn send(out: &mpsc::Sender<v1::SyncRequest>, message: Out) -> Option<()> {
