@@ -27,7 +27,8 @@ pub type AnyWire = Box<dyn Wire>;
 /// Where connections to others are opened.
 #[tonic::async_trait]
 pub trait Network: Debug + Send + Sync + 'static {
-    /// Opens a connection to a host, by name or address; returns it with the address that it leads to.
+    /// Opens a connection to a host, by name or address; returns it with the address that it leads to. `ConnectionReset`:
+    /// something listened there, and closed the connection at once.
     async fn connect(&self, host: &str, port: u16) -> io::Result<(AnyWire, SocketAddr)>;
 }
 
@@ -46,8 +47,9 @@ pub struct Tcp;
 impl Network for Tcp {
     async fn connect(&self, host: &str, port: u16) -> io::Result<(AnyWire, SocketAddr)> {
         let stream = TcpStream::connect((host, port)).await?;
-        let address = stream.peer_addr()?;
-        configure(&stream)?;
+        // Both fail when the connection is closed already.
+        let set_up = stream.peer_addr().and_then(|address| configure(&stream).map(|()| address));
+        let address = set_up.map_err(|error| io::Error::new(io::ErrorKind::ConnectionReset, error))?;
         Ok((Box::new(stream), address))
     }
 }
