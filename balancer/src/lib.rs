@@ -15,6 +15,7 @@ pub mod grpc;
 pub mod http;
 pub mod metrics;
 pub mod page;
+pub mod probes;
 pub mod push;
 pub mod records;
 pub mod routing;

@@ -1,6 +1,7 @@
 //! The decoders, with valid inputs of each.
 
 use evenkeel::config::{self, Overrides};
+use evenkeel::probes::{is_decision_log, is_loads_file, is_plan_file};
 use evenkeel::records::{codec, path};
 use evenkeel_agent::ledger::{self, Ledger};
 use evenkeel_agent::transfer::Request;
@@ -71,6 +72,23 @@ pub(crate) fn all() -> Vec<Target> {
             seeds: || vec![MOONCAKE.into()],
             accepts: |b| accepts_trace("t.jsonl", b),
         },
+        Target {
+            name: "expert-plan-json",
+            seeds: plan_files,
+            accepts: |b| in_file("p.json", b, is_plan_file),
+        },
+        Target {
+            name: "expert-plan-yaml",
+            seeds: || vec![TENSORRT_LLM.into()],
+            accepts: |b| in_file("p.yaml", b, is_plan_file),
+        },
+        Target {
+            name: "expert-loads-csv",
+            seeds: || vec!["1,2,3,4\n4,3,2.5,1\n".into()],
+            accepts: |b| in_file("l.csv", b, is_loads_file),
+        },
+        Target { name: "expert-loads-npy", seeds: npy, accepts: |b| in_file("l.npy", b, is_loads_file) },
+        Target { name: "decision-log", seeds: || vec![DECISIONS.into()], accepts: is_decision_log },
         Target { name: "trace-azure", seeds: || vec![AZURE.into()], accepts: |b| accepts_trace("t.csv", b) },
     ]
 }
@@ -334,6 +352,37 @@ fn configs() -> Vec<Vec<u8>> {
 fn accepts_config(bytes: &[u8]) -> bool {
     in_file("balancer.toml", bytes, |path| config::load(Some(path), Overrides::default()).is_ok())
 }
+
+const EVENKEEL: &str = include_str!("../../../balancer/src/expert_files/golden/evenkeel.json");
+const SGLANG: &str = include_str!("../../../balancer/src/expert_files/golden/sglang.json");
+const VLLM: &str = include_str!("../../../balancer/src/expert_files/golden/vllm.json");
+const ASCEND: &str = include_str!("../../../balancer/src/expert_files/golden/vllm_ascend.json");
+const TENSORRT_LLM: &str = include_str!("../../../balancer/src/expert_files/golden/tensorrt_llm.yaml");
+
+fn plan_files() -> Vec<Vec<u8>> {
+    [EVENKEEL, SGLANG, VLLM, ASCEND].map(Vec::from).to_vec()
+}
+
+/// Two layers of four experts, as numpy writes them.
+fn npy() -> Vec<Vec<u8>> {
+    let header = "{'descr': '<f8', 'fortran_order': False, 'shape': (2, 4), }";
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    let padded = format!("{header:<117}\n");
+    bytes.extend(u16::try_from(padded.len()).expect("short").to_le_bytes());
+    bytes.extend(padded.as_bytes());
+    bytes.extend((1..=8).flat_map(|load| f64::from(load).to_le_bytes()));
+    vec![bytes]
+}
+
+const DECISIONS: &str = r#"{"evenkeel":"decisions","version":1}
+{"at_ms":0,"unit":"d","event":"unit","role":"decode","ranks":2}
+{"at_ms":1,"unit":"d","event":"rank_down","rank":1}
+{"at_ms":5,"unit":"d","event":"arrive","request":1,"prompt_tokens":1500}
+{"at_ms":40,"unit":"d","events":[{"event":"steps","count":1},{"event":"first_token","request":1}]}
+{"at_ms":45,"unit":"d","event":"rank_report","rank":0,"sequence":1,"as_of":1,"kv_used_tokens":1501,"requests":1}
+{"at_ms":50,"unit":"d","events":[{"event":"rank_up","rank":1},{"event":"drain","rank":0}]}
+{"at_ms":60,"unit":"d","event":"arrive","request":2,"prompt_tokens":900,"tenant":7,"priority":"batch","expected_output":200}
+"#;
 
 const MOONCAKE: &str = r#"{"timestamp": 0, "input_length": 6758, "output_length": 500, "hash_ids": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]}
 {"timestamp": 3000, "input_length": 700, "output_length": 52, "hash_ids": [0, 14]}

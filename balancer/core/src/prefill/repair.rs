@@ -10,8 +10,9 @@ const GAIN_MIN: f64 = 1e-9;
 /// How far above the bound a bin may stay: below what a step's time shows, and half of what is asked for.
 const EVEN_ENOUGH: f64 = 1.004;
 /// Bins that may turn out to be at their best (one prompt fills them) before the repair ends: the ones after
-/// them are lower and seldom better.
-const STUCK_MAX: usize = 64;
+/// them are lower and seldom better. With 64 of them a cohort of 5120 prompts on 320 ranks takes a third longer; its
+/// microbatches end at 1.122 instead of 1.141 and its ranks at 1.194 instead of 1.186. No fuller cohort comes that far.
+const STUCK_MAX: usize = 16;
 
 /// Takes the worst bin and does the best step with one of the bins that are lowest where it is highest, as
 /// long as the potential falls. At most as many steps as there are items, which bounds the time and has

@@ -51,7 +51,17 @@ pub struct Run {
 /// Runs one seed. `printed`: the trace goes to standard output. An assertion of a machine that fails is a failure of the
 /// run; the caller silences the panic's own message if it likes.
 pub fn run(seed: u64, printed: bool) -> Run {
-    let mut world = World::new(seed, printed);
+    ended(seed, World::new(seed, printed))
+}
+
+/// Runs one seed in which nothing goes wrong but that the store is away for so long.
+pub fn run_without_store(seed: u64, time_ms: u64) -> Run {
+    let mut world = World::new(seed, false);
+    world.only_without_store(time_ms);
+    ended(seed, world)
+}
+
+fn ended(seed: u64, mut world: World) -> Run {
     let outcome = panic::catch_unwind(AssertUnwindSafe(|| world.run()));
     let failure = outcome.unwrap_or_else(|payload| {
         let message = payload.downcast_ref::<String>().cloned();

@@ -1,13 +1,30 @@
-use super::{Invariant, run};
+use super::{Invariant, Run, run, run_without_store};
+
+#[track_caller]
+fn check(run: Run) -> Run {
+    if let Some((failure, tail)) = &run.failure {
+        let (seed, tail) = (run.seed, tail.join("\n"));
+        panic!("seed {seed} breaks {}: {}\n{tail}", failure.invariant, failure.message);
+    }
+    run
+}
 
 /// A few seeds: the many are run by `make sim`.
 #[test]
 fn no_invariant_breaks() {
     for seed in 0..20 {
-        let run = run(seed, false);
-        if let Some((failure, tail)) = run.failure {
-            panic!("seed {seed} breaks {}: {}\n{}", failure.invariant, failure.message, tail.join("\n"));
-        }
+        check(run(seed, false));
+    }
+}
+
+/// Workers step on, since that is checked at each step; and once the store is back a balancer leads by itself, and another
+/// plan gets through.
+#[test]
+fn a_store_that_is_away_for_an_hour_stops_nothing_but_plans() {
+    const HOUR_MS: u64 = 3_600_000;
+    for seed in 0..3 {
+        let run = check(run_without_store(seed, HOUR_MS));
+        assert!(run.time_ms > HOUR_MS && run.plans > 0, "{run:?}");
     }
 }
 

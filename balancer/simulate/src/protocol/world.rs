@@ -46,6 +46,7 @@ pub(super) enum Event {
     ToAgent { link: u64, message: ToAgent },
     LinkClosed { link: u64, end: End },
     StoreCall { balancer: usize, life: u64, call: u64, request: Request },
+    StoreAway,
     StoreBack,
     Leases,
     WorkerStep(usize),
@@ -107,6 +108,8 @@ pub(super) struct World {
     pub(super) restored_at: u64,
     /// When trouble ended.
     pub(super) quiet_since: u64,
+    /// Trouble lasts at least until then.
+    quiet_from: u64,
     unheard_restores: BTreeSet<usize>,
     plans: BTreeMap<Digest, Arc<Plan>>,
     pub(super) asked: Vec<Ordered>,
@@ -140,6 +143,7 @@ impl World {
             restores: 0,
             restored_at: 0,
             quiet_since: u64::MAX,
+            quiet_from: TROUBLE_MS,
             unheard_restores: BTreeSet::new(),
             plans: BTreeMap::new(),
             asked: Vec::new(),
@@ -207,6 +211,14 @@ impl World {
         self.queue.at(TROUBLE_MS, Event::Quiet);
     }
 
+    /// Instead of all other trouble: the store is away, once the first plans are through, for so many milliseconds.
+    pub(super) fn only_without_store(&mut self, time_ms: u64) {
+        let from = TROUBLE_MS / 3;
+        self.faulty = false;
+        self.quiet_from = from + time_ms;
+        self.queue.at(from, Event::StoreAway);
+    }
+
     /// Runs to the end; the failure, if an invariant broke.
     pub(super) fn run(&mut self) -> Option<Failure> {
         while self.failure.is_none() {
@@ -267,6 +279,8 @@ impl World {
                 self.survey();
                 self.queue.at(self.now + SURVEY_MS, Event::Survey);
             }
+            Event::StoreAway => self.store.reach = Reach::Silent,
+            Event::Quiet if self.now < self.quiet_from => self.queue.at(self.quiet_from, Event::Quiet),
             Event::Quiet => {
                 self.quiet_since = self.now;
                 self.heal();
