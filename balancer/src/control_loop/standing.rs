@@ -2,6 +2,7 @@
 
 use super::{ControlLoop, Event, recovery};
 use crate::election::Standing;
+use crate::records;
 use crate::unit::Plans;
 use evenkeel_core::ids::{Term, UnitId};
 use evenkeel_core::protocol::reign::{self, Recovered, RecoveredUnit};
@@ -56,8 +57,9 @@ impl ControlLoop {
         let (store, events, known) = (Arc::clone(&self.store), self.events.clone(), self.known_plans());
         tokio::spawn(async move {
             tokio::time::sleep(after).await;
-            let state = recovery::read(store.as_ref(), &known).await;
-            let state = state.inspect_err(|error| {
+            let read = recovery::read(store.as_ref(), &known);
+            let (schema, state) = tokio::join!(records::check_schema(store.as_ref()), read);
+            let state = schema.and(state).inspect_err(|error| {
                 tracing::error!(code = error.code(), %error, "the store does not say what it holds");
             });
             let _ = events.send(Event::Recovered(term, state.ok().map(Box::new))).await;
@@ -117,7 +119,10 @@ impl ControlLoop {
             self.repair_at = now + REPAIR_EVERY;
             let (store, unix_ms) = (Arc::clone(&self.store), self.now().unix_ms);
             tokio::spawn(async move {
-                match crate::records::repair::run(store.as_ref(), term, unix_ms).await {
+                if let Err(error) = records::mark_schema(store.as_ref(), term).await {
+                    tracing::warn!(code = error.code(), %error, "the store was not marked");
+                }
+                match records::repair::run(store.as_ref(), term, unix_ms).await {
                     Ok(0) => {}
                     Ok(deleted) => tracing::info!(deleted, "the store was tidied up"),
                     Err(error) => tracing::warn!(code = error.code(), %error, "the store was not tidied up"),

@@ -3,8 +3,9 @@
 use super::*;
 use crate::election::{Election, ElectionSettings};
 use crate::push::COMMANDS_MAX;
+use crate::records;
 use crate::records::memory::MemoryStore;
-use evenkeel_core::records::{LeaderRecord, Outcome, campaign};
+use evenkeel_core::records::{Change, Key, LeaderRecord, Outcome, Record, Transaction, campaign};
 use evenkeel_proto::v1::sync_response::Message as Out;
 use evenkeel_proto::{PROTOCOL_VERSION, v1};
 use evenkeel_transport::security::SecuritySettings;
@@ -193,4 +194,30 @@ async fn a_lead_that_is_not_confirmed_changes_nothing_while_questions_are_answer
     assert!(bench.order(pause(), false).await.is_ok());
     let status = bench.status().await;
     assert_eq!((status.units[0].paused_by.as_str(), status.units[0].held.as_str()), ("kim", "paused"));
+}
+
+#[tokio::test]
+async fn a_new_store_is_marked_with_the_version_of_its_layout() {
+    let bench = Bench::new().await;
+    bench.lead().await;
+    let marked = async {
+        while bench.store.read(&[Key::Schema]).await.expect("read").records[0].is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, marked).await.expect("in time");
+    records::check_schema(&bench.store).await.expect("it is ours");
+}
+
+#[tokio::test]
+async fn nobody_leads_from_a_store_of_another_layout() {
+    let mut bench = Bench::new().await;
+    bench.told().await;
+    let newer = Change::Put(Key::Schema, Record::Schema(records::SCHEMA + 1), None);
+    let written = Transaction { expects: Vec::new(), changes: vec![newer] };
+    bench.store.transact(&written).await.expect("written");
+    bench.lead().await;
+    // Read and refused several times by then.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(bench.order(reign::Order::Resume(unit()), false).await, Err(OrderError::NotLeader));
 }

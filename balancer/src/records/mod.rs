@@ -16,8 +16,9 @@ pub mod repair;
 pub mod settings;
 mod watcher;
 
+use evenkeel_core::ids::Term;
 use evenkeel_core::records::{
-    Change, Changed, Key, LeaseId, Outcome, Record, Revision, Scope, Transaction, Versioned,
+    Change, Changed, Expect, Key, LeaseId, Outcome, Record, Revision, Scope, Transaction, Versioned,
 };
 pub use settings::{StoreSettings, open};
 use std::collections::BTreeSet;
@@ -166,6 +167,13 @@ pub async fn check_schema(store: &dyn Store) -> Result<(), StoreError> {
             ),
         }),
     }
+}
+
+/// Marks a store that has no version yet with this program's, in the leader's name.
+pub async fn mark_schema(store: &dyn Store, term: Term) -> Result<(), StoreError> {
+    let expects = vec![Expect::Reigns(term), Expect::Absent(Key::Schema)];
+    let changes = vec![Change::Put(Key::Schema, Record::Schema(SCHEMA), None)];
+    store.transact(&Transaction { expects, changes }).await.map(drop)
 }
 
 /// What every transaction is, whatever it is made on. One that is not was built by a bug of ours.
