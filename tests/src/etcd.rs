@@ -2,7 +2,7 @@
 //! them happens to the programs of the distribution: kill -9, a stop, a small quota, a backup that is restored.
 
 use crate::process::{Process, wait_for};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -173,10 +173,19 @@ impl Etcd {
         self.signal(i, Signal::CONT);
     }
 
+    /// Its disk takes no more: every write to a file fails from now on.
+    pub fn fill_disk(&self, i: usize) {
+        let nothing = Rlimit { current: Some(0), maximum: Some(0) };
+        prlimit(Some(self.process_id(i)), Resource::Fsize, nothing).expect("a child can be limited");
+    }
+
     fn signal(&self, i: usize, signal: Signal) {
+        kill_process(self.process_id(i), signal).expect("a child can be signalled");
+    }
+
+    fn process_id(&self, i: usize) -> Pid {
         let id = self.members[i].process.as_ref().expect("it runs").id();
-        let id = i32::try_from(id).ok().and_then(Pid::from_raw).expect("a process id");
-        kill_process(id, signal).expect("a child can be signalled");
+        i32::try_from(id).ok().and_then(Pid::from_raw).expect("a process id")
     }
 
     /// Runs etcdctl against the members that run; what it prints.

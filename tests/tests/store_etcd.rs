@@ -133,6 +133,27 @@ async fn the_loss_of_any_member_costs_at_most_what_was_under_way() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_of_a_member_costs_at_most_what_was_under_way() {
+    let mut etcd = three();
+    let store = store(&etcd);
+    let term = reign(store.as_ref()).await;
+    let lease = store.grant(TTL).await.expect("a lease");
+    let leader = etcd.leader();
+    for (node, member) in [("leader", leader), ("follower", (leader + 1) % 3)] {
+        etcd.fill_disk(member);
+        let (revision, failed) = insist(store.as_ref(), &guarded(term, vec![drains(node)])).await;
+        eprintln!("the {node}'s disk full: {failed:?}");
+        let found = store.read(&[Key::Drains(unit())]).await.expect("reads go to the others");
+        assert_eq!(found.records[0].as_ref().map(|found| found.modified), Some(revision));
+        store.keep_alive(lease).await.expect("the lease lives on");
+        // There is room again.
+        etcd.kill(member);
+        etcd.restart(member);
+        etcd.wait_until_it_answers();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_follower_is_passed_over_without_a_wait() {
     let mut etcd = three();
     let follower = (etcd.leader() + 1) % 3;
