@@ -9,7 +9,8 @@ use evenkeel_proto::MESSAGE_BYTES_MAX;
 use evenkeel_proto::v1::admin_service_client::AdminServiceClient;
 use evenkeel_proto::v1::*;
 use evenkeel_transport::credentials::Server as Expected;
-use evenkeel_transport::{Security, dial};
+use evenkeel_transport::{Fault, FaultCode, Security, dial};
+use std::error::Error as _;
 use std::time::Duration;
 use tonic::transport::Channel;
 
@@ -101,9 +102,17 @@ async fn ask<T>(
         match (fault.get(), leader) {
             (Some(fault), _) => Refusal::Other(fault.into()),
             (None, Some(leader)) => Refusal::NotLeader { leader: leader.to_owned() },
+            (None, None) if broke(&status) => {
+                Refusal::Other(Fault::new(FaultCode::HandshakeFailed, status.message()).into())
+            }
             (None, None) => Refusal::Other(refused(&status)),
         }
     })
+}
+
+/// Whether no answer came, but the end of the connection.
+fn broke(status: &tonic::Status) -> bool {
+    status.source().is_some_and(|source| source.is::<tonic::transport::Error>())
 }
 
 /// Exit code of what does not fit what there is: repeat it otherwise, or later.

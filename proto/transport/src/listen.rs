@@ -21,6 +21,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -121,6 +122,9 @@ impl Limits {
 
 /// Who waits longer for one of the handshakes is let go: clients give up before.
 const TURN_MAX: Duration = Duration::from_secs(30);
+/// A client that speaks no TLS gets this long to read that it should, and so many reads for what it says meanwhile.
+const LINGER_MAX: Duration = Duration::from_secs(1);
+const LINGER_READS_MAX: u32 = 64;
 /// Connections that are ready and wait for the server to take them.
 const READY_MAX: usize = 64;
 /// Waits after an accept that failed, most likely for want of descriptors: from the first, doubling to the last.
@@ -329,9 +333,16 @@ impl Handshake {
     }
 
     async fn shake(&self, wire: AnyWire) -> Result<(TlsStream<AnyWire>, Principal), Fault> {
-        let hello = LazyConfigAcceptor::new(Acceptance::default(), wire);
-        let hello =
-            within(self.limits.hello_max, "no ClientHello", hello).await?.map_err(|e| Fault::of_io(&e))?;
+        let mut opening = LazyConfigAcceptor::new(Acceptance::default(), wire);
+        let hello = match within(self.limits.hello_max, "no ClientHello", &mut opening).await? {
+            Ok(hello) => hello,
+            Err(error) => {
+                if let Some(stream) = opening.take_io() {
+                    let _ = tokio::time::timeout(LINGER_MAX, linger(stream)).await;
+                }
+                return Err(Fault::of_io(&error));
+            }
+        };
         let turn = within(TURN_MAX, "no turn for the handshake", self.turns.acquire()).await?;
         let _turn = turn.expect("it is never closed");
         let rest = hello.into_stream(self.credentials.server(self.port));
@@ -344,6 +355,19 @@ impl Handshake {
         };
         Ok((stream.into(), principal))
     }
+}
+
+/// Ends a connection so that the other side reads the alert: what it still sends to a closed socket would be answered with a
+/// reset, and its next write would fail before it has read anything.
+async fn linger(mut stream: AnyWire) -> io::Result<()> {
+    stream.shutdown().await?;
+    let mut unread = [0; 1024];
+    for _ in 0..LINGER_READS_MAX {
+        if stream.read(&mut unread).await? == 0 {
+            break;
+        }
+    }
+    Ok(())
 }
 
 async fn within<T>(limit: Duration, what: &str, step: impl Future<Output = T>) -> Result<T, Fault> {

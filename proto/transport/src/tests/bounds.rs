@@ -54,6 +54,22 @@ async fn a_handshake_that_stands_still_gives_its_turn_to_the_next() {
 }
 
 #[tokio::test]
+async fn who_speaks_plaintext_reads_the_alert_though_it_goes_on_speaking() {
+    let (_, balancer) = cluster();
+    let stand = Stand::new(Port::Admin, &balancer).await;
+    let mut client = TcpStream::connect(stand.address).await.expect("connects");
+    // The server gives up after the first. A socket that it had closed would be reset by the second, and the third would fail:
+    // who writes before reading would never see the alert.
+    for _ in 0..3 {
+        client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("written");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let mut alert = [0; 64];
+    let read = tokio::time::timeout(PATIENCE, client.read(&mut alert)).await.expect("in time");
+    assert!(matches!(read, Ok(1..)) && alert[0] == 0x15, "{read:?} {alert:?}");
+}
+
+#[tokio::test]
 async fn connections_beyond_the_bound_are_closed_until_one_ends() {
     let stand = Stand::bounded(Port::Admin, &Security::Loopback, Limits::new(1)).await;
     let (first, greeting) = stand.connect(&Security::Loopback, Server::Balancer).await.expect("greeted");
