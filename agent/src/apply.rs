@@ -1,6 +1,7 @@
 //! Stages a plan: executes its moves by real copies, verifies each, and says what it took. Blocking, on a few
 //! threads of its own.
 
+use crate::crash_point::CrashPoint;
 use crate::ledger;
 use crate::metrics::AgentMetrics;
 use crate::transfer::client::{Cancel, Peer};
@@ -164,6 +165,7 @@ impl Staging {
         tally.slots_verified += 1;
         self.metrics.slots_verified.increment(1);
         self.metrics.staged_slots.increment(1.0);
+        CrashPoint::Staging.reached();
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 
 pub mod apply;
 pub mod config;
+pub mod crash_point;
 pub mod failure;
 pub mod ledger;
 pub mod link;

@@ -2,6 +2,7 @@
 //! its actions in order. Whatever persists is done before the next action, and how it ended is the next
 //! event. It never waits for the worker: see [`crate::work`].
 
+use crate::crash_point::CrashPoint;
 use crate::ledger::{Ledger, Record, WriteError};
 use crate::link::{INPUTS_MAX, Input, Introduction, Link, Outgoing};
 use crate::metrics::AgentMetrics;
@@ -145,7 +146,10 @@ impl Reconciler {
                 self.metrics.staged_slots.set(0.0);
                 tracing::info!(epoch = plan.epoch.0, "plan in service");
                 return Some(match self.persist(move |record| Record { plan: Some(plan), ..record }).await {
-                    Ok(()) => Event::PlanPersisted,
+                    Ok(()) => {
+                        CrashPoint::Persisted.reached();
+                        Event::PlanPersisted
+                    }
                     Err(WriteError { code, message }) => Event::PlanNotPersisted { code, message },
                 });
             }
@@ -153,6 +157,7 @@ impl Reconciler {
             Action::Stage { attempt, plan, moves, peers } => {
                 tracing::info!(attempt, epoch = plan.epoch.0, moves = moves.len(), "staging");
                 self.metrics.staged_slots.set(0.0);
+                CrashPoint::BeforeStaging.reached();
                 self.work.stage(attempt, moves, peers);
             }
             Action::Unstage { attempt } => {
@@ -160,7 +165,10 @@ impl Reconciler {
                 self.work.unstage();
                 self.metrics.staged_slots.set(0.0);
             }
-            Action::Flip { attempt, plan } => self.work.flip(attempt, plan),
+            Action::Flip { attempt, plan } => {
+                CrashPoint::BeforeFlip.reached();
+                self.work.flip(attempt, plan);
+            }
             Action::Reply { stream, reply } => self.answer(stream, &reply),
             Action::Introduce { stream } => {
                 self.send(stream, Outgoing::Introduction(self.introduction()));

@@ -4,6 +4,7 @@
 //! most one call of each kind, and what comes after it waits without a thread, no longer than its own bound.
 
 use crate::apply::{MOVES_MAX, Pacer, StageFault, Staging};
+use crate::crash_point::CrashPoint;
 use crate::metrics::AgentMetrics;
 use crate::transfer::WeightsDigest;
 use crate::transfer::client::Cancel;
@@ -173,7 +174,10 @@ impl Work {
                 hangs = copy_hangs => hangs,
             };
             match staged {
-                Ok(tally) => Event::Staged { attempt, tally },
+                Ok(tally) => {
+                    CrashPoint::Staged.reached();
+                    Event::Staged { attempt, tally }
+                }
                 Err((code, message)) => failed(code, message),
             }
         });
@@ -189,6 +193,7 @@ impl Work {
             let begun = Instant::now();
             match timeout(FLIP_MAX, flip(worker, &turn, plan)).await {
                 Ok(Ok(())) => {
+                    CrashPoint::Flipped.reached();
                     let elapsed_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
                     Event::Flipped { attempt, elapsed_us }
                 }
@@ -214,6 +219,7 @@ async fn flip(worker: Arc<dyn WorkerBackend>, turn: &Turn, plan: Arc<Plan>) -> R
             if arming.active() == Some(id) { Ok(()) } else { arming.arm(&plan) }
         });
         armed.await.map_err(|panicked| panicked.to_string())?.map_err(|error| coded(&error))?;
+        CrashPoint::Armed.reached();
     }
     while worker.active() != Some(id) {
         sleep(FLIP_POLL).await;

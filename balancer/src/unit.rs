@@ -210,9 +210,15 @@ impl Formed {
             && self.last_clean.as_ref().is_some_and(|newest| !decided(newest))
     }
 
-    /// The work of one solve, to be run off the control loop; `None` when there is none now. To be asked only while a plan
-    /// may be made.
-    pub fn next_solve(&self, now: Millis, policy: &ExpertPolicy, kept: Kept) -> Option<SolveJob> {
+    /// The work of one solve, to be run off the control loop; `None` when there is none now. Its plan has the number
+    /// `epoch`. To be asked only while a plan may be made.
+    pub fn next_solve(
+        &self,
+        now: Millis,
+        policy: &ExpertPolicy,
+        kept: Kept,
+        epoch: Epoch,
+    ) -> Option<SolveJob> {
         if !self.wants_solve(now) {
             return None;
         }
@@ -237,6 +243,7 @@ impl Formed {
             target: self.migration.as_ref().map(|m| m.target.clone()),
             policy: policy.clone(),
             kept,
+            epoch,
         })
     }
 
@@ -295,6 +302,8 @@ pub struct SolveJob {
     target: Option<Target>,
     policy: ExpertPolicy,
     kept: Kept,
+    /// The number of the plan that it makes.
+    epoch: Epoch,
 }
 
 /// A solve's result with the counts it was made on.
@@ -333,6 +342,7 @@ impl SolveJob {
         };
         let mut solved = experts::solve(&snapshot, &running, self.target.as_ref(), &self.policy);
         solved.plan = solved.plan.map(|plan| without.lift(&plan, &self.running));
+        solved.plan = solved.plan.map(|plan| plan.numbered(self.epoch));
         keep_pins(&mut solved, &self.running, self.topology.shape(), &self.kept.pins);
         let drafted = solved.plan.as_ref().map(|plan| {
             let summary =
@@ -408,7 +418,8 @@ mod tests {
     }
 
     fn solve(formed: &Formed) -> Option<SolveResult> {
-        formed.next_solve(Millis(0), &ExpertPolicy::default(), Kept::default()).map(SolveJob::run)
+        let (policy, epoch) = (ExpertPolicy::default(), formed.plans.head.epoch.next());
+        formed.next_solve(Millis(0), &policy, Kept::default(), epoch).map(SolveJob::run)
     }
 
     /// First step of the window that the next solve is made on.

@@ -35,7 +35,7 @@ struct Balancer {
 }
 
 struct Agent {
-    _process: Process,
+    process: Process,
     engine: String,
     metrics: String,
 }
@@ -174,12 +174,19 @@ impl Balancers {
             read_json(&state_dir.join("ports.json"))
         });
         let address = |port: &str| ports[port].as_str().expect("an address").to_owned();
-        self.agents.push(Agent { engine: address("engine"), metrics: address("metrics"), _process: process });
+        self.agents.push(Agent { engine: address("engine"), metrics: address("metrics"), process });
         wait_for("the unit to form", || {
             let leader = self.leader()?;
             let status = self.call(leader, async |mut c| c.get_status(v1::GetStatusRequest {}).await).ok()?;
             status.units.into_iter().find(|unit| unit.unit == UNIT && unit.head.is_some())
         });
+    }
+
+    /// Ends the agent and its workers, and starts them without anything that they knew.
+    pub fn restart_agent_without_state(&mut self) {
+        self.agents.pop().expect("an agent runs").process.kill();
+        std::fs::remove_dir_all(self.dir.path().join("agent")).expect("the state can be removed");
+        self.start_agent();
     }
 
     /// Calls the admin service of one balancer.

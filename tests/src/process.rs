@@ -64,13 +64,18 @@ impl Process {
     pub fn terminate(&mut self) -> ExitStatus {
         let id = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process id");
         kill_process(id, Signal::TERM).expect("a child can be signalled");
-        wait_for("a process to stop", || self.child.try_wait().expect("can be asked"))
+        wait_for("a process to stop", || self.ended())
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("can be asked")
     }
 
     /// Panics with the log if the process has ended.
     #[track_caller]
     pub fn assert_alive(&mut self) {
-        if let Some(status) = self.child.try_wait().expect("can be asked") {
+        if let Some(status) = self.ended() {
             let log = std::fs::read_to_string(&self.log).unwrap_or_default();
             panic!("{} ended: {status}\n{log}", self.log.display());
         }

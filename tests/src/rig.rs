@@ -3,6 +3,8 @@
 use crate::certificates::Certificates;
 use crate::process::{DEADLINE, POLL, Process, program, wait_for};
 use evenkeel_agent::config::{Output, TlsFlags, VerifyFlags};
+use evenkeel_agent::crash_point::{self, CrashPoint};
+use evenkeel_agent::ledger::Ledger;
 use evenkeel_agent::verify;
 use evenkeel_core::plan::Plan;
 use evenkeel_proto::v1::admin_service_client::AdminServiceClient;
@@ -13,6 +15,7 @@ use evenkeel_transport::credentials::Server;
 use evenkeel_transport::{Security, dial};
 use evenkeel_worker::simulated::control;
 use prost::Message as _;
+use rustix::process::Signal;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output as ProcessOutput};
@@ -138,7 +141,7 @@ impl Rig {
             step: 0,
         };
         for node in 0..shape.nodes {
-            let agent = rig.start_agent(node);
+            let agent = rig.start_agent(node, None);
             rig.agents.push(agent);
         }
         rig.wait_for_state(UnitState::Steady);
@@ -192,11 +195,14 @@ impl Rig {
         wait_for(code, || std::fs::read_to_string(&log).ok().filter(|text| text.contains(code)))
     }
 
-    fn start_agent(&self, node: u16) -> Agent {
+    fn start_agent(&self, node: u16, crash_at: Option<CrashPoint>) -> Agent {
         let state_dir = self.dir.path().join(format!("agent-{node}"));
         let ports_file = state_dir.join("ports.json");
         let _ = std::fs::remove_file(&ports_file);
-        let command = self.agent_command(&format!("n-{node}"), node, &state_dir, &[]);
+        let mut command = self.agent_command(&format!("n-{node}"), node, &state_dir, &[]);
+        if let Some(point) = crash_at {
+            command.env(crash_point::VARIABLE, point.name());
+        }
         let mut process = Process::start(command, &self.dir.path().join(format!("agent-{node}.log")));
         let ports = wait_for("an agent to listen", || {
             process.assert_alive();
@@ -219,8 +225,47 @@ impl Rig {
 
     /// Starts a killed agent again on its state.
     pub fn restart_agent(&mut self, node: usize) {
-        let agent = self.start_agent(u16::try_from(node).expect("few nodes"));
-        self.agents[node] = agent;
+        self.agents[node] = self.start_agent(u16::try_from(node).expect("few nodes"), None);
+    }
+
+    /// The same, to die at a moment of a plan.
+    pub fn restart_agent_to_crash(&mut self, node: usize, at: CrashPoint) {
+        self.agents[node] = self.start_agent(u16::try_from(node).expect("few nodes"), Some(at));
+    }
+
+    /// Runs steps until an agent has ended at its crash point. The others must answer each.
+    #[track_caller]
+    pub fn feed_until_crash(&mut self, node: usize, tokens: &[u64]) {
+        use std::os::unix::process::ExitStatusExt as _;
+        let status = wait_for("the agent to die", || {
+            for of in 0..self.agents.len() {
+                let ran = self.feed_node(of, tokens);
+                assert!(ran.is_ok() || of == node, "a living agent runs its step: {ran:?}");
+            }
+            self.step += 1;
+            self.agents[node].process.ended()
+        });
+        // The next step begins a window.
+        self.step = self.step.next_multiple_of(WINDOW_STEPS);
+        assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{status}");
+    }
+
+    /// Epoch of the last good plan in a dead agent's ledger.
+    pub fn epoch_on_disk(&self, node: usize) -> u64 {
+        let ledger = Ledger::open(&self.agents[node].state_dir).expect("a ledger can be opened");
+        ledger.record().plan.as_ref().expect("it had a plan").epoch.0
+    }
+
+    /// Epoch of the last committed plan.
+    pub fn last_epoch(&self) -> u64 {
+        self.plans().last().and_then(|plan| plan.id.as_ref()).expect("the unit has a plan").epoch
+    }
+
+    /// Removes what a dead agent's workers held: they died too, and only the agent's own state is left.
+    pub fn forget_workers(&self, node: usize) {
+        for file in ["control.bin", "slots.bin"] {
+            std::fs::remove_file(self.agents[node].state_dir.join(file)).expect("workers have state");
+        }
     }
 
     /// What the balancer recorded of its routing, oldest first.

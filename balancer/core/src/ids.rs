@@ -104,8 +104,9 @@ ordinal_id!(
     u16
 );
 
-/// The number of a committed plan of one unit. Epoch 0 is the placement the engine booted with;
-/// each commit adds exactly one.
+/// The number of a committed plan of one unit. Epoch 0 is the placement the engine booted with; each commit adds exactly
+/// one, but where numbers may have been used in a history that the store has lost: those are passed over, so that a number
+/// names one plan for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Epoch(pub u64);
 
@@ -113,10 +114,18 @@ impl Epoch {
     /// The placement the engine loaded by itself, before any plan.
     pub const BOOT: Epoch = Epoch(0);
 
-    /// The only epoch that may follow this one.
+    /// Numbers that a generation of the store has for itself: at a plan a second, thirty years of them.
+    pub const PER_GENERATION: u64 = 1_000_000_000;
+
+    /// The epoch that follows this one where nothing was lost.
     #[must_use]
     pub fn next(self) -> Epoch {
         Epoch(self.0 + 1)
+    }
+
+    /// Below every epoch that follows in a generation, and above every one of the generations before.
+    pub fn first_of(generation: u64) -> Epoch {
+        Epoch(generation.saturating_mul(Self::PER_GENERATION))
     }
 }
 
@@ -134,6 +143,12 @@ pub struct Term {
     pub generation: u64,
     /// Create revision of the leader key in the store.
     pub revision: u64,
+}
+
+impl Term {
+    /// No generation is raised above this one: each has [`Epoch::PER_GENERATION`] epochs, and a metric shows whole numbers
+    /// to 2^53 only.
+    pub const GENERATION_MAX: u64 = 1_000_000;
 }
 
 impl fmt::Display for Term {

@@ -89,7 +89,7 @@ pub enum Violation {
         share: u32,
     },
     /// A plan that does not follow the one it is compared with.
-    #[error("plan {epoch} does not follow plan {base}: parent or number differ")]
+    #[error("plan {epoch} does not follow plan {base}: it has another parent, or no higher number")]
     NotAChild {
         /// The plan's epoch.
         epoch: Epoch,
@@ -192,7 +192,7 @@ fn check_layer(plan: &Plan, layer: LayerId, topology: &UnitTopology) -> Result<(
 }
 
 fn check_succession(plan: &Plan, base: &Plan) -> Result<(), Violation> {
-    if plan.epoch != base.epoch.next() || plan.parent != Some((base.epoch, base.digest())) {
+    if plan.epoch <= base.epoch || plan.parent != Some((base.epoch, base.digest())) {
         return Err(Violation::NotAChild { epoch: plan.epoch, base: base.epoch });
     }
     for (layer, (new, old)) in (0u16..).zip(plan.layers.iter().zip(&base.layers)) {
@@ -264,7 +264,7 @@ mod tests {
         check_broken("plan_rank_overfull", |p| slot(p, 2, Some(2)));
         check_broken("plan_shares_not_one", |p| p.layers[1].share[0] += 1);
         check_broken("plan_share_of_empty_slot", |p| p.layers[1].share[2] = 1);
-        check_broken("plan_not_a_child", |p| p.epoch = Epoch(2));
+        check_broken("plan_not_a_child", |p| p.epoch = Epoch(0));
         check_broken("plan_not_a_child", |p| p.parent = None);
         check_broken("plan_overwrites_live_slot", |p| {
             p.layers[1] = {

@@ -107,6 +107,12 @@ impl Plan {
         }
     }
 
+    /// The same plan under another number.
+    #[must_use]
+    pub fn numbered(self, epoch: Epoch) -> Plan {
+        Plan { epoch, ..self }
+    }
+
     /// SHA-256 over the canonical bytes: a version tag, the unit, the epoch, then per layer the slots
     /// (expert + 1 as little-endian u16, 0 for empty) and the shares (little-endian u32).
     /// The parent is not covered: the digest names content at an epoch, so a repeat is recognised.

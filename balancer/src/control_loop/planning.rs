@@ -71,8 +71,9 @@ impl ControlLoop {
             return;
         }
         let (policy, kept) = (self.config.experts.policy(), self.kept(id));
+        let Some(epoch) = self.reign.next_epoch(id) else { return };
         let Some(formed) = self.units.get_mut(id).and_then(|unit| unit.formed.as_mut()) else { return };
-        let Some(job) = formed.next_solve(now.at, &policy, kept) else { return };
+        let Some(job) = formed.next_solve(now.at, &policy, kept, epoch) else { return };
         formed.solving = true;
         job.forecast().inspect(|forecast| publish_forecast(id, forecast));
         let (events, id) = (self.events.clone(), id.clone());

@@ -80,6 +80,9 @@ async fn read_unit(
     let Record::Plan(name) = head.record else { return Err(broken("its head names no plan".to_owned())) };
     let topology = UnitTopology::new(id.clone(), record.shape.clone(), &record.nodes);
     let topology = topology.map_err(|e| broken(e.to_string()))?;
+    if record.lost.0.saturating_sub(name.epoch.0) > UnitRecord::LOST_MAX {
+        return Err(broken(format!("it has lost plan {}, far above its head {}", record.lost, name.epoch)));
+    }
     let plan = read_plan(store, known, &id, name).await?;
     invariants::check(&plan, None, &topology).map_err(|e| broken(format!("plan {}: {e}", plan.epoch)))?;
     let parent = match plan.parent {

@@ -95,8 +95,8 @@ fn shape() -> impl Strategy<Value = UnitShape> {
 fn members() -> impl Strategy<Value = UnitRecord> {
     let ranks = prop::collection::vec(any::<u16>().prop_map(Rank), 0..4);
     let nodes = prop::collection::btree_map(node(), ranks, 0..4);
-    (shape(), prop::collection::vec(any::<u8>(), 0..33), nodes)
-        .prop_map(|(shape, weights_digest, nodes)| UnitRecord { shape, weights_digest, nodes })
+    (shape(), prop::collection::vec(any::<u8>(), 0..33), nodes, any::<u64>().prop_map(Epoch))
+        .prop_map(|(shape, weights_digest, nodes, lost)| UnitRecord { shape, weights_digest, nodes, lost })
 }
 
 fn pin() -> impl Strategy<Value = Pin> {

@@ -85,6 +85,7 @@ fn members(unit: &UnitRecord) -> v1::StoredMembers {
         shape: Some((&unit.shape).into()),
         weights_digest: unit.weights_digest.clone(),
         nodes: unit.nodes.iter().map(member).collect(),
+        lost_epoch: unit.lost.0,
     }
 }
 
@@ -142,6 +143,7 @@ fn of_members(members: v1::StoredMembers) -> Result<UnitRecord, String> {
         shape: shape.try_into().map_err(|e: evenkeel_proto::ConvertError| e.to_string())?,
         weights_digest: members.weights_digest,
         nodes,
+        lost: Epoch(members.lost_epoch),
     })
 }
 

@@ -59,6 +59,8 @@ mutants! {
     CommitExpectsNothing, "I3", "a commit expects neither its term nor the head";
     HeadNotAdvanced, "I3", "a committed plan does not become the head in the leader's mind";
     RecoveredHeadIsParent, "I3", "a new leader takes the plan before the head for the head";
+    LostNumbersUsedAgain, "I3", "after a restore the numbers of lost plans are used again";
+    LostEpochForgotten, "I3", "a new leader forgets up to which epoch a restored store has lost plans";
     CommitBeforeLastPrepared, "I4", "the store is asked while one node is still staging";
     CommitBeforeStored, "I4", "COMMIT is sent before the store has the plan";
     UnknownTakenForLost, "I4", "a write whose outcome is unknown is taken for not made";

@@ -192,6 +192,15 @@ pub struct UnitRecord {
     pub weights_digest: Vec<u8>,
     /// Ranks of every node.
     pub nodes: BTreeMap<NodeId, Vec<Rank>>,
+    /// The highest epoch that a node was found to serve and this store had lost; [`Epoch::BOOT`] where there was none.
+    /// No plan is numbered at or below it.
+    pub lost: Epoch,
+}
+
+impl UnitRecord {
+    /// Most plans above the head that a store is believed to have lost. A node that serves a later one has a broken ledger,
+    /// whose number must not use up all that a generation has.
+    pub const LOST_MAX: u64 = 1_000_000;
 }
 
 /// What a plan consists of.

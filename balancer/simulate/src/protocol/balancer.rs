@@ -311,13 +311,14 @@ impl World {
         }
         let Some(head) = reign.units().get(id).and_then(Unit::head).cloned() else { return };
         // What was given up may be tried again, as a solve of the same loads does.
-        let again =
-            self.last_proposed[unit].clone().filter(|plan| plan.parent == Some((head.epoch, head.digest())));
+        let Some(epoch) = reign.next_epoch(id) else { return };
+        let fits = |plan: &Arc<Plan>| plan.parent == Some((head.epoch, head.digest())) && plan.epoch == epoch;
+        let again = self.last_proposed[unit].clone().filter(fits);
         let plan = match again.filter(|_| self.random.permille(500)) {
             Some(plan) => plan,
             None => {
                 let plan = super::plans::child(&head, &self.units[unit].shape, &mut self.random);
-                self.know(plan)
+                self.know(plan.numbered(epoch))
             }
         };
         self.last_proposed[unit] = Some(Arc::clone(&plan));
@@ -411,7 +412,10 @@ impl World {
             Action::Behind { term, highest } => {
                 self.note(format_args!("b{b} would lead in term {term}, below {highest}"));
             }
-            Action::Adopted(result) => self.note(format_args!("b{b} adopts: {result:?}")),
+            Action::Adopted(result) => {
+                self.to_adopt &= result.is_err();
+                self.note(format_args!("b{b} adopts: {result:?}"));
+            }
         }
     }
 

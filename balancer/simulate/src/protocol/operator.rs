@@ -24,7 +24,7 @@ impl World {
         let wait = self.random.gap(ORDER_MS);
         self.queue.at(self.now + wait, Event::Operator);
         self.adopt_if_needed();
-        if self.restores > 0 && self.now > self.restored_at + WIPE_MS {
+        if self.restores > 0 && !self.to_adopt && self.now > self.restored_at + WIPE_MS {
             (0..self.units.len()).for_each(|unit| self.wipe_if_ahead(unit));
         }
         for a in 0..self.agents.len() {
@@ -110,13 +110,14 @@ impl World {
         }
     }
 
-    /// A balancer that holds the key in a term that is not above all that were seen says so; the operator adopts the store.
+    /// A balancer that holds the key in a term that is not above all that were seen says so; the operator adopts the store. A
+    /// careful one does so after every restore.
     fn adopt_if_needed(&mut self) {
         for b in 0..self.balancers.len() {
             let Some(election) = self.balancers[b].election() else { continue };
             let needed = match election.state() {
                 State::Behind { .. } => true,
-                State::Leading { term, .. } => election.highest() > term,
+                State::Leading { term, .. } => self.to_adopt || election.highest() > term,
                 _ => false,
             };
             if needed {

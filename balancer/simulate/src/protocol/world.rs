@@ -106,6 +106,8 @@ pub(super) struct World {
     pub(super) restores: u64,
     /// When it was last put back.
     pub(super) restored_at: u64,
+    /// The operator adopts the restored store, asked or not, before any node is started without its state.
+    pub(super) to_adopt: bool,
     /// When trouble ended.
     pub(super) quiet_since: u64,
     /// Trouble lasts at least until then.
@@ -142,6 +144,7 @@ impl World {
             refusals: BTreeSet::new(),
             restores: 0,
             restored_at: 0,
+            to_adopt: false,
             quiet_since: u64::MAX,
             quiet_from: TROUBLE_MS,
             unheard_restores: BTreeSet::new(),
@@ -364,6 +367,7 @@ impl World {
         }
         (self.restores, self.restored_at) = (self.restores + 1, self.now);
         self.note(format_args!("the store is put back to revision {}", self.store.memory.revision().0));
+        self.to_adopt = self.random.permille(500);
         self.unheard_restores = (0..self.balancers.len()).collect();
         self.see(Seen::Restored);
         self.wake_watches();
@@ -459,7 +463,8 @@ impl World {
     /// Plans that were committed.
     pub(super) fn committed(&self) -> u64 {
         let heads = self.units.iter().filter_map(|unit| self.head_in_store(&unit.id));
-        heads.map(|head| head.0.0).sum()
+        // Those of the last generation: earlier ones end where nobody looks any more.
+        heads.map(|head| head.0.0 % Epoch::PER_GENERATION).sum()
     }
 
     pub(super) fn store_restored_for(&mut self, b: usize) -> bool {

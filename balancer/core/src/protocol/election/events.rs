@@ -200,9 +200,10 @@ pub enum AdoptError {
     /// The store did not take it.
     #[error("the store did not take it: the lead was lost meanwhile, or the store is away; ask again")]
     NotTaken,
-    /// There is no generation above the highest.
+    /// The highest generation is the last.
     #[error(
-        "an agent says that it has seen generation {0}, above which there is none: restart it without its state"
+        "an agent says that it has seen generation {0}, but the last is {max}: restart it without its state",
+        max = Term::GENERATION_MAX
     )]
     NoneAbove(u64),
 }

@@ -251,9 +251,10 @@ impl Election {
             return out.push(refused(AdoptError::Busy));
         }
         let highest = self.highest().generation;
-        let Some(value) = highest.checked_add(1) else {
+        if highest >= Term::GENERATION_MAX {
             return out.push(refused(AdoptError::NoneAbove(highest)));
-        };
+        }
+        let value = highest + 1;
         let mut changes = vec![Change::Put(Key::Generation, Record::Generation(value), None)];
         changes.extend(audit);
         let transaction = guarded(reign.term, changes);

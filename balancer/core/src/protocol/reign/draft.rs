@@ -81,6 +81,10 @@ impl Reign {
             Some(_) => self.arrangement(now, id).map(|plan| (plan, DraftReason::Holds)),
         };
         let Some((plan, reason)) = drafted else { return };
+        let plan = match self.next_epoch(id) {
+            Some(epoch) => plan.numbered(epoch),
+            None => plan,
+        };
         let unit = self.units.get_mut(id).expect("looked up above");
         unit.drafted = Some((plan.epoch, plan.digest()));
         self.out.push(Action::Draft { plan: Arc::new(plan), reason });

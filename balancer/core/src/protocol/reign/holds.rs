@@ -203,7 +203,7 @@ impl Reign {
             0 => String::new(),
             left => format!(" and {left} more"),
         };
-        let (epoch, next) = (to.epoch, control.head().epoch.next());
+        let (epoch, next) = (to.epoch, self.next_epoch(id).expect("a leader of a formed unit"));
         let text = format!(
             "unit {id} goes back to the content of plan {epoch} by plan {next}{more}, and is paused until `evenkeel resume {id}`"
         );

@@ -40,7 +40,7 @@ pub use order::{Answer, Order, OrderError, audit_of_text, audit_text};
 pub use streams::Stream;
 pub use units::{Held, Unit};
 
-use crate::ids::{NodeId, Term, UnitId};
+use crate::ids::{Epoch, NodeId, Term, UnitId};
 use crate::planted;
 use crate::protocol::unit::Limits;
 use crate::records::AuditId;
@@ -104,6 +104,9 @@ pub struct Reign {
     streams: BTreeMap<StreamId, Stream>,
     nodes: BTreeMap<NodeId, StreamId>,
     units: BTreeMap<UnitId, Unit>,
+    /// The highest epoch that a node serves of a unit of which the store knows no plan: units that form from now on have
+    /// theirs above it.
+    lost_epoch: Epoch,
     /// Calls of the store under way: at most two per unit and one for orders.
     calls: BTreeMap<Ticket, Owner>,
     tickets: u64,
@@ -125,6 +128,7 @@ impl Reign {
             streams: BTreeMap::new(),
             nodes: BTreeMap::new(),
             units: BTreeMap::new(),
+            lost_epoch: Epoch::BOOT,
             calls: BTreeMap::new(),
             tickets: 0,
             orders: Orders::default(),
@@ -137,6 +141,11 @@ impl Reign {
     /// The term in which this balancer leads.
     pub fn term(&self) -> Option<Term> {
         self.lead.as_ref().map(|lead| lead.term)
+    }
+
+    /// The number that the next plan of a formed unit has, while this balancer leads.
+    pub fn next_epoch(&self, id: &UnitId) -> Option<Epoch> {
+        self.units.get(id)?.next_epoch(self.term()?)
     }
 
     /// The last term that this balancer led in; zero before the first.

@@ -47,6 +47,7 @@ impl Reign {
         if !may {
             return;
         }
+        let next = self.next_epoch(&id);
         let unit = self.units.get_mut(&id).expect("looked up above");
         let complete = unit.membership.topology().is_ok();
         let proposal = Proposal { plan: Arc::clone(&plan), id: plan_ref, account, chunks, rolls_back };
@@ -59,7 +60,8 @@ impl Reign {
             return;
         };
         let head = Arc::clone(formed.control.head());
-        if !formed.control.can_propose() || plan.parent != Some(formed.control.head_id()) {
+        let follows = plan.parent == Some(formed.control.head_id());
+        if !formed.control.can_propose() || !follows || next != Some(plan.epoch) {
             return;
         }
         let checked = invariants::check(&plan, Some(&head), &formed.topology)

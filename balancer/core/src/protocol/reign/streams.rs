@@ -158,9 +158,18 @@ impl Reign {
         let known = self.units.remove(&entry.unit);
         let mut unit =
             known.unwrap_or_else(|| Unit::forming(&entry.unit, &entry.claim, self.settings.limits));
+        let found_lost = entry.applied.is_some_and(|(epoch, _)| unit.note_served(epoch));
+        if unit.formed().is_none() {
+            unit.lost_epoch = unit.lost_epoch.max(self.lost_epoch);
+            self.lost_epoch = unit.lost_epoch;
+        }
         let admitted = admit_node(&mut unit, entry);
         if admitted.is_ok() || !unit.membership.claims().is_empty() {
             self.units.insert(entry.unit.clone(), unit);
+        }
+        // At once: who reads of the refusal may start the node without its state, and then nobody serves that plan any more.
+        if found_lost && self.units.contains_key(&entry.unit) {
+            self.keep_record(&entry.unit);
         }
         for old in admitted? {
             let (unit, by) = (entry.unit.clone(), entry.node.clone());

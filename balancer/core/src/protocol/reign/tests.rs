@@ -3,6 +3,7 @@
 mod bench;
 mod election;
 mod joining;
+mod lost;
 mod orders;
 mod plans;
 mod properties;

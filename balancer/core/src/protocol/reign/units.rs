@@ -2,7 +2,7 @@
 
 use super::write::Write;
 use super::{Holds, RecoveredUnit, StreamId};
-use crate::ids::{NodeId, Rank, Term, UnitId};
+use crate::ids::{Epoch, NodeId, Rank, Term, UnitId};
 use crate::plan::Plan;
 use crate::planted;
 use crate::protocol::membership::{Claim, Membership};
@@ -72,6 +72,8 @@ pub struct Unit {
     pub(super) record_writing: bool,
     /// Too many of its nodes were lost at once.
     pub(super) lost: bool,
+    /// The highest epoch that a node serves of a history that the store has lost.
+    pub(super) lost_epoch: Epoch,
 }
 
 /// A unit whose first plan is committed.
@@ -140,6 +142,7 @@ impl Unit {
             record_stale: false,
             record_writing: false,
             lost: false,
+            lost_epoch: Epoch::BOOT,
         }
     }
 
@@ -154,6 +157,7 @@ impl Unit {
         }
         let topology = membership.topology().expect("a record has a node for every rank");
         let mut unit = Self::new(membership, holds, limits);
+        unit.lost_epoch = if planted!(LostEpochForgotten) { Epoch::BOOT } else { record.lost };
         match parent {
             Some(parent) if planted!(RecoveredHeadIsParent) => {
                 unit.form(topology, parent, None, head.modified);
@@ -255,8 +259,31 @@ impl Unit {
             shape: self.membership.shape().clone(),
             weights_digest: self.membership.weights_digest().to_vec(),
             nodes: self.membership.claims().clone(),
+            lost: self.lost_epoch,
         };
         Change::Put(Key::Unit(id.clone()), Record::Unit(record), None)
+    }
+
+    /// The number of the plan that is made next in this term, once the first is committed: above the head, above all that
+    /// earlier generations of the store may have used, and above what a node serves that the store does not know.
+    pub fn next_epoch(&self, term: Term) -> Option<Epoch> {
+        let head = self.head()?.epoch;
+        if planted!(LostNumbersUsedAgain) {
+            return Some(head.next());
+        }
+        Some(head.max(self.lost_epoch).next().max(Epoch::first_of(term.generation)))
+    }
+
+    /// A node serves this plan. The number of one that the store does not know is not used again, whatever becomes of the
+    /// node. Returns whether that is news.
+    pub(super) fn note_served(&mut self, epoch: Epoch) -> bool {
+        let head = self.head().map_or(Epoch::BOOT, |head| head.epoch);
+        let news = epoch > head.max(self.lost_epoch) && epoch.0 - head.0 <= UnitRecord::LOST_MAX;
+        if news {
+            self.lost_epoch = epoch;
+            self.record_stale |= self.is_fixed();
+        }
+        news
     }
 
     /// Moves every running time limit.

@@ -4,7 +4,7 @@ use crate::protocol::membership::Claim;
 use crate::protocol::reign::*;
 use crate::protocol::unit::{Answer as NodeAnswer, PlanRef};
 use crate::records::memory::Memory;
-use crate::records::{Key, LeaderRecord, Outcome, Record, RequestId, Scope, campaign};
+use crate::records::{Change, Key, LeaderRecord, Outcome, Record, RequestId, Scope, Transaction, campaign};
 use crate::topology::{Role as UnitRole, UnitShape};
 use crate::units::Millis;
 use std::collections::VecDeque;
@@ -213,13 +213,22 @@ impl Bench {
 
     /// Wins an election, reads the store and begins to lead; the lead is good for an hour.
     pub(super) fn lead(&mut self) -> Term {
+        self.lead_in(0)
+    }
+
+    /// The same in a generation of the store.
+    pub(super) fn lead_in(&mut self, generation: u64) -> Term {
         let lease = self.store.grant();
         let leader = LeaderRecord { balancer: "x".into(), address: "127.0.0.1:1".into(), lease };
         if let Some(old) = self.store.get(&Key::Leader).and_then(|found| found.lease) {
             self.store.end(old);
         }
+        if generation > 0 {
+            let change = Change::Put(Key::Generation, Record::Generation(generation), None);
+            self.store.transact(&Transaction { expects: Vec::new(), changes: vec![change] });
+        }
         let Outcome::Done(revision) = self.store.transact(&campaign(leader)) else { panic!("nobody leads") };
-        let term = Term { generation: 0, revision: revision.0 };
+        let term = Term { generation, revision: revision.0 };
         let state = self.recovered();
         self.run(Event::Begin { term, until: Millis(self.at + 3_600_000), state });
         term
@@ -283,7 +292,8 @@ impl Bench {
     /// The child of the head with the same layers.
     pub(super) fn next(&self) -> Plan {
         let head = self.reign.units()[&unit()].head().expect("formed");
-        head.child(head.layers.clone())
+        let epoch = self.reign.next_epoch(&unit()).expect("leads");
+        head.child(head.layers.clone()).numbered(epoch)
     }
 
     pub(super) fn propose(&mut self, plan: &Plan) -> Vec<String> {
