@@ -20,7 +20,9 @@ pub(super) const IDLE_MAX: usize = 1 << 16;
 
 /// Virtual time that a request takes.
 pub(super) fn duration(cost: u64, weight: u32) -> Tag {
-    Tag::from(cost.max(1)) * TAG_SCALE / Tag::from(weight)
+    let unweighted = Tag::from(cost.max(1)) * TAG_SCALE;
+    // Most tenants have no weight of their own, and to divide 128 bits takes a while.
+    if weight == 1 { unweighted } else { unweighted / Tag::from(weight) }
 }
 
 /// Tenants of one priority.

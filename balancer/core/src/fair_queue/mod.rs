@@ -1,6 +1,7 @@
 //! Held requests: who goes next, and who is turned away when there are too many. See README.md.
 
 mod class;
+mod lines;
 mod order;
 mod queue;
 

@@ -1,11 +1,11 @@
 //! The order in which held requests are served: which priority has the turn, and which tenant within it.
 
 use super::class::{Tag, duration};
-use super::queue::{FairQueue, HeldRequest, Place};
+use super::lines::{NOBODY, Place};
+use super::queue::{FairQueue, HeldRequest};
 use super::{Priority, TenantId};
-use crate::routing::RequestId;
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, btree_map, btree_set};
+use std::collections::{BinaryHeap, btree_set};
 
 /// Shares of the turn are counted in so many parts.
 const PARTS: u64 = 65_536;
@@ -65,19 +65,16 @@ struct ClassOrder<'a> {
     priority: Priority,
     /// Tenants of whom nothing was given yet.
     fresh: std::iter::Peekable<btree_set::Iter<'a, (Tag, TenantId)>>,
-    /// The others: tag, tenant, and which of the `rests` is theirs.
-    begun: BinaryHeap<Reverse<(Tag, TenantId, usize)>>,
-    /// What of each tenant was not given yet.
-    rests: Vec<btree_map::Range<'a, Place, (RequestId, u64)>>,
-    /// The next request, and whose it is.
-    head: Option<(HeldRequest, Tag, usize)>,
+    /// The others: tag, tenant, and where the first that was not given yet stands.
+    begun: BinaryHeap<Reverse<(Tag, TenantId, Place)>>,
+    /// The next request, and where it stands.
+    head: Option<(HeldRequest, Tag, Place)>,
 }
 
 impl<'a> ClassOrder<'a> {
     fn new(queue: &'a FairQueue, priority: Priority) -> Self {
         let fresh = queue.class(priority).waiting().iter().peekable();
-        let (begun, rests) = (BinaryHeap::new(), Vec::new());
-        let mut order = Self { queue, priority, fresh, begun, rests, head: None };
+        let mut order = Self { queue, priority, fresh, begun: BinaryHeap::new(), head: None };
         order.advance();
         order
     }
@@ -88,36 +85,31 @@ impl<'a> ClassOrder<'a> {
 
     /// Gives the head and finds the next.
     fn take(&mut self) -> Option<HeldRequest> {
-        let (request, tag, rest) = self.head?;
+        let (request, tag, place) = self.head?;
         let tag = tag + duration(request.cost, self.queue.weight(request.tenant));
-        self.begun.push(Reverse((tag, request.tenant, rest)));
+        let behind = self.queue.lines().behind(place);
+        if behind != NOBODY {
+            self.begun.push(Reverse((tag, request.tenant, behind)));
+        }
         self.advance();
         Some(request)
     }
 
     fn advance(&mut self) {
-        self.head = None;
-        while self.head.is_none() {
-            let begun = self.begun.peek().map(|Reverse((tag, tenant, _))| (*tag, *tenant));
-            let fresh = self.fresh.peek().map(|&&head| head);
-            let (tag, tenant, rest) = match (begun, fresh) {
-                (Some(begun), fresh) if fresh.is_none_or(|fresh| begun < fresh) => {
-                    let Reverse(next) = self.begun.pop().expect("it was peeked at");
-                    next
-                }
-                (_, Some((tag, tenant))) => {
-                    self.fresh.next();
-                    let places = (tenant, self.priority, 0)..=(tenant, self.priority, u64::MAX);
-                    self.rests.push(self.queue.held().range(places));
-                    (tag, tenant, self.rests.len() - 1)
-                }
-                _ => return,
-            };
-            // A tenant of whom everything was given has none.
-            self.head = self.rests[rest].next().map(|(&(_, priority, _), &(request, cost))| {
-                (HeldRequest { request, tenant, priority, cost }, tag, rest)
-            });
-        }
+        let begun = self.begun.peek().map(|Reverse((tag, tenant, _))| (*tag, *tenant));
+        let fresh = self.fresh.peek().map(|&&head| head);
+        let next = match (begun, fresh) {
+            (Some(begun), fresh) if fresh.is_none_or(|fresh| begun < fresh) => {
+                let Reverse((tag, _, place)) = self.begun.pop().expect("it was peeked at");
+                Some((tag, place))
+            }
+            (_, Some((tag, tenant))) => {
+                self.fresh.next();
+                Some((tag, self.queue.line(tenant, self.priority).first()))
+            }
+            _ => None,
+        };
+        self.head = next.map(|(tag, place)| (self.queue.lines().at(place), tag, place));
     }
 }
 

@@ -1,6 +1,7 @@
 //! The queue of one unit.
 
 use super::class::{Class, WEIGHT_MAX, duration};
+use super::lines::{Line, Lines, Place};
 use super::order::{InOrder, Turn};
 use super::{Priority, TenantId};
 use crate::routing::{LIVE_MAX, RequestId};
@@ -52,6 +53,7 @@ pub struct InvalidFairPolicy {
 
 /// A request in the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct HeldRequest {
     /// Its name.
     pub request: RequestId,
@@ -95,26 +97,21 @@ pub enum Admission {
 struct Tenant {
     weight: u32,
     /// By priority.
-    held: [u32; 2],
+    lines: [Line; 2],
 }
-
-/// Where a request stands: its tenant's, by urgency, then by arrival.
-pub(super) type Place = (TenantId, Priority, u64);
 
 /// The held requests of one unit.
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct FairQueue {
     policy: FairPolicy,
-    places: FxHashMap<RequestId, Place>,
-    held: BTreeMap<Place, (RequestId, u64)>,
+    lines: Lines,
     tenants: FxHashMap<TenantId, Tenant>,
     /// Tenants by requests held per weight.
     fullness: BTreeSet<(u64, TenantId)>,
     interactive: Class,
     batch: Class,
     turn: Turn,
-    arrivals: u64,
 }
 
 impl FairQueue {
@@ -137,25 +134,23 @@ impl FairQueue {
         let turn = Turn::new(policy.batch_share);
         Ok(Self {
             policy,
-            places: FxHashMap::default(),
-            held: BTreeMap::new(),
+            lines: Lines::default(),
             tenants: FxHashMap::default(),
             fullness: BTreeSet::new(),
             interactive: Class::default(),
             batch: Class::default(),
             turn,
-            arrivals: 0,
         })
     }
 
     /// Requests that are held.
     pub fn len(&self) -> usize {
-        self.held.len()
+        self.lines.len()
     }
 
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
-        self.held.is_empty()
+        self.len() == 0
     }
 
     /// Requests that a tenant holds.
@@ -200,7 +195,8 @@ impl FairQueue {
 
     /// Takes a request out to be served, in its turn or not; its tenant is charged. `None` if it is not held.
     pub fn serve(&mut self, request: RequestId) -> Option<HeldRequest> {
-        let served = self.take(request)?;
+        let place = self.lines.strike_off(request)?;
+        let served = self.lines.at(place);
         let weight = self.weight(served.tenant);
         self.turn.serve(
             served.priority,
@@ -209,19 +205,25 @@ impl FairQueue {
             self.has(Priority::Batch),
         );
         self.class_mut(served.priority).serve(served.tenant, duration(served.cost, weight));
-        self.count_out(&served);
+        self.take_out(&served, place);
         Some(served)
     }
 
     /// Takes a request out that is not wanted any more; nobody is charged. `None` if it is not held.
     pub fn remove(&mut self, request: RequestId) -> Option<HeldRequest> {
-        let removed = self.take(request)?;
-        self.count_out(&removed);
+        let place = self.lines.strike_off(request)?;
+        let removed = self.lines.at(place);
+        self.take_out(&removed, place);
         Some(removed)
     }
 
-    pub(super) fn held(&self) -> &BTreeMap<Place, (RequestId, u64)> {
-        &self.held
+    pub(super) fn lines(&self) -> &Lines {
+        &self.lines
+    }
+
+    /// The line of a tenant that holds requests of this priority.
+    pub(super) fn line(&self, tenant: TenantId, priority: Priority) -> Line {
+        self.tenants[&tenant].lines[priority as usize]
     }
 
     pub(super) fn turn(&self) -> Turn {
@@ -251,28 +253,17 @@ impl FairQueue {
     }
 
     fn insert(&mut self, request: HeldRequest) {
-        let HeldRequest { request: name, tenant, priority, cost } = request;
-        self.arrivals += 1;
-        let place = (tenant, priority, self.arrivals);
-        let before = self.places.insert(name, place);
-        assert!(before.is_none(), "request {} is held already", name.0);
-        self.held.insert(place, (name, cost));
-        if self.count(tenant, priority, 1) == 1 {
+        let HeldRequest { tenant, priority, .. } = request;
+        let length = self.change_line(tenant, priority, |lines, line| lines.push(line, request));
+        if length == 1 {
             self.class_mut(priority).enter(tenant);
         }
     }
 
-    /// Out of its place; it counts still.
-    fn take(&mut self, request: RequestId) -> Option<HeldRequest> {
-        let place = self.places.remove(&request)?;
-        let (request, cost) = self.held.remove(&place).expect("a request that is held is in its place");
-        let (tenant, priority, _) = place;
-        Some(HeldRequest { request, tenant, priority, cost })
-    }
-
-    fn count_out(&mut self, taken: &HeldRequest) {
+    fn take_out(&mut self, taken: &HeldRequest, place: Place) {
         let &HeldRequest { tenant, priority, .. } = taken;
-        if self.count(tenant, priority, -1) == 0 {
+        let length = self.change_line(tenant, priority, |lines, line| lines.leave(line, place));
+        if length == 0 {
             self.class_mut(priority).leave(tenant);
             if priority == Priority::Batch && !self.has(Priority::Batch) {
                 self.turn.batch_is_empty();
@@ -280,20 +271,25 @@ impl FairQueue {
         }
     }
 
-    /// A tenant holds one more or one fewer of a priority: how many then.
-    fn count(&mut self, id: TenantId, priority: Priority, change: i32) -> u32 {
+    /// Changes a tenant's line and what is counted of the tenant; returns the line's length then.
+    fn change_line(
+        &mut self,
+        id: TenantId,
+        priority: Priority,
+        change: impl FnOnce(&mut Lines, &mut Line),
+    ) -> u32 {
         let weight = self.weight(id);
-        let tenant = self.tenants.entry(id).or_insert(Tenant { weight, held: [0; 2] });
+        let tenant = self.tenants.entry(id).or_insert(Tenant { weight, lines: [Line::EMPTY; 2] });
         self.fullness.remove(&(tenant.fullness(), id));
-        let held = &mut tenant.held[priority as usize];
-        *held = held.checked_add_signed(change).expect("a tenant holds what it held");
-        let held = *held;
+        let line = &mut tenant.lines[priority as usize];
+        change(&mut self.lines, line);
+        let length = line.length();
         if tenant.total() == 0 {
             self.tenants.remove(&id);
         } else {
             self.fullness.insert((tenant.fullness(), id));
         }
-        held
+        length
     }
 
     /// The tenant that holds the most for its weight; `preferred` if it is one of several: a request that is held
@@ -305,16 +301,16 @@ impl FairQueue {
 
     /// The least urgent of a tenant's requests, of those the newest.
     fn newest(&self, tenant: TenantId) -> RequestId {
-        let all = (tenant, Priority::Interactive, 0)..=(tenant, Priority::Batch, u64::MAX);
-        let (_, &(request, _)) = self.held.range(all).next_back().expect("a full tenant holds something");
-        request
+        let [interactive, batch] = self.tenants[&tenant].lines;
+        let line = if batch.length() > 0 { batch } else { interactive };
+        self.lines.at(line.last()).request
     }
 }
 
 impl Tenant {
     /// Requests held, of both priorities.
     fn total(&self) -> u32 {
-        self.held[0] + self.held[1]
+        self.lines[0].length() + self.lines[1].length()
     }
 
     /// Requests held per weight, in 2^-32.

@@ -11,15 +11,15 @@ const CHOICES: usize = 4;
 const HIT_CHOICES: usize = 2;
 
 pub(super) fn insert_largest_first(problem: &Problem, bins: &mut Bins) {
-    let size = |item: u32| (problem.load_anywhere(item).worst(), item);
-    let mut order: Vec<(f64, u32)> = (0..problem.items.len() as u32).map(size).collect();
-    order.sort_unstable_by(|x, y| y.0.total_cmp(&x.0).then(x.1.cmp(&y.1)));
-    let mut ascending = Ascending::of(&bins.loads);
+    let largest_first = |item: u32| !key(problem.load_anywhere(item)) << 32 | u128::from(item);
+    let mut order: Vec<u128> = (0..problem.items.len() as u32).map(largest_first).collect();
+    order.sort_unstable();
+    let mut lowest = Lowest::of(&bins.loads);
     let mut near = Vec::new();
-    for (_, item) in order {
+    for item in order.into_iter().map(below) {
         near.clear();
         hit_bins(&problem.items[item as usize], bins.loads.len(), &mut near);
-        near.extend(&ascending.bins[..CHOICES.min(ascending.bins.len())]);
+        near.extend(lowest.choices());
         let (_, bin, load) = near
             .iter()
             .map(|&bin| {
@@ -28,10 +28,9 @@ pub(super) fn insert_largest_first(problem: &Problem, bins: &mut Bins) {
             })
             .min_by(|x, y| x.0.total_cmp(&y.0))
             .expect("items need bins");
-        let before = bins.loads[bin as usize];
         bins.loads[bin as usize] += load;
         bins.members[bin as usize].push(item);
-        ascending.raise(bin, before.worst(), bins.loads[bin as usize].worst());
+        lowest.raise(bin, bins.loads[bin as usize]);
     }
 }
 
@@ -56,29 +55,75 @@ fn hit_bins(item: &Item, bins: usize, into: &mut Vec<u32>) {
     }
 }
 
-/// Bins by their larger load, least first. Kept sorted by moving what lies between: a few hundred entries
-/// move faster than a heap gives its four least.
-struct Ascending {
-    keys: Vec<f64>,
-    bins: Vec<u32>,
+/// A load's larger part as an integer of the same order: what is sorted by whole numbers is sorted without a branch.
+fn key(load: Load) -> u128 {
+    debug_assert!(load.worst() >= 0.0, "work is not negative");
+    u128::from(load.worst().to_bits())
 }
 
-impl Ascending {
+/// The number that stands below a key, by which equals are ordered.
+fn below(keyed: u128) -> u32 {
+    keyed as u32
+}
+
+/// Bins that are kept in order, of all those that a cohort may have: to keep a few in order and to look for the next now and then
+/// takes less than to keep hundreds in order, and than a heap.
+const FRONT: usize = 64;
+
+/// The bins of least larger load; ties go to the lower bin.
+struct Lowest {
+    /// By load and bin, the lowest last, where they leave from; none of the others is lower.
+    front: Vec<u128>,
+    rest: Vec<u128>,
+}
+
+impl Lowest {
     fn of(loads: &[Load]) -> Self {
-        let mut bins: Vec<u32> = (0..loads.len() as u32).collect();
-        bins.sort_by(|&x, &y| loads[x as usize].worst().total_cmp(&loads[y as usize].worst()));
-        Self { keys: bins.iter().map(|&bin| loads[bin as usize].worst()).collect(), bins }
+        let rest = loads.iter().zip(0..).map(|(&load, bin)| keyed(load, bin)).collect();
+        let mut lowest = Self { front: Vec::with_capacity(FRONT), rest };
+        lowest.refill();
+        lowest
     }
 
-    fn raise(&mut self, bin: u32, from: f64, to: f64) {
-        let first = self.keys.partition_point(|&key| key < from);
-        let same = self.bins[first..].iter().position(|&other| other == bin);
-        let place = first + same.expect("each bin has its place");
-        let end = self.keys.partition_point(|&key| key < to).max(place + 1);
-        self.keys.copy_within(place + 1..end, place);
-        self.bins.copy_within(place + 1..end, place);
-        (self.keys[end - 1], self.bins[end - 1]) = (to, bin);
+    /// The lowest [`CHOICES`], lowest first, or as many as there are.
+    fn choices(&self) -> impl Iterator<Item = u32> {
+        self.front.iter().rev().take(CHOICES).map(|&keyed| below(keyed))
     }
+
+    /// A bin is fuller now.
+    fn raise(&mut self, bin: u32, to: Load) {
+        let raised = keyed(to, bin);
+        let Some(place) = self.front.iter().rposition(|&other| below(other) == bin) else {
+            let place = self.rest.iter().position(|&other| below(other) == bin);
+            self.rest[place.expect("each bin has its place")] = raised;
+            return;
+        };
+        if raised < self.front[0] {
+            let above = self.front.partition_point(|&other| other > raised).min(place);
+            self.front.copy_within(above..place, above + 1);
+            self.front[above] = raised;
+            return;
+        }
+        self.front.remove(place);
+        self.rest.push(raised);
+        if self.front.len() < CHOICES {
+            self.refill();
+        }
+    }
+
+    fn refill(&mut self) {
+        self.rest.append(&mut self.front);
+        let others = self.rest.len().saturating_sub(FRONT);
+        if others > 0 {
+            self.rest.select_nth_unstable_by(others, |x, y| y.cmp(x));
+        }
+        self.front.extend(self.rest.drain(others..));
+        self.front.sort_unstable_by(|x, y| y.cmp(x));
+    }
+}
+
+fn keyed(load: Load, bin: u32) -> u128 {
+    key(load) << 32 | u128::from(bin)
 }
 
 #[cfg(test)]
@@ -86,16 +131,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bins_stay_sorted() {
-        let mut loads: Vec<Load> = [3.0, 1.0, 2.0, 1.0].map(|n| Load { n, a: 0.0 }).to_vec();
-        let mut ascending = Ascending::of(&loads);
-        for (bin, by) in [(1, 0.5), (3, 0.0), (3, 9.0), (0, 0.1), (2, 1.0), (1, 0.0)] {
-            let before = loads[bin].n;
-            loads[bin].n += by;
-            ascending.raise(bin as u32, before, loads[bin].n);
-            assert!(ascending.keys.is_sorted(), "{:?}", ascending.keys);
-            for (&key, &bin) in ascending.keys.iter().zip(&ascending.bins) {
-                assert_eq!(key, loads[bin as usize].n);
+    fn the_lowest_bins_are_at_hand() {
+        for bins in [1, 3, 64, 65, 300] {
+            let mut loads = vec![Load::default(); bins];
+            let mut lowest = Lowest::of(&loads);
+            for turn in 0..2000usize {
+                // One of the lowest as a rule, now and then any.
+                let bin =
+                    if turn % 7 == 0 { turn * 31 % bins } else { lowest.choices().next().unwrap() as usize };
+                loads[bin].n += (turn * 37 % 11) as f64;
+                lowest.raise(bin as u32, loads[bin]);
+                let mut all: Vec<(f64, u32)> = loads.iter().zip(0..).map(|(l, b)| (l.n, b)).collect();
+                all.sort_by(|x, y| x.0.total_cmp(&y.0).then(x.1.cmp(&y.1)));
+                let expected: Vec<u32> = all.iter().take(CHOICES).map(|&(_, bin)| bin).collect();
+                assert_eq!(lowest.choices().collect::<Vec<_>>(), expected, "turn {turn} of {bins} bins");
             }
         }
     }

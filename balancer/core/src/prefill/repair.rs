@@ -18,30 +18,74 @@ const STUCK_MAX: usize = 16;
 /// long as the potential falls. At most as many steps as there are items, which bounds the time and has
 /// never been the limit.
 pub(super) fn repair(problem: &Problem, bins: &mut Bins) {
-    let mut stuck: Vec<usize> = Vec::new();
+    let mut heights = Heights::of(&bins.loads);
+    let mut stuck = 0;
     let mut scratch = Scratch::default();
     for _ in 0..problem.items.len() {
-        let Some(worst) = fullest(&bins.loads, &stuck) else { return };
-        match best_step(problem, bins, worst, &mut scratch) {
+        let Some(worst) = heights.fullest() else { return };
+        match best_step(problem, bins, &heights, worst, &mut scratch) {
             Some(step) => {
-                stuck.retain(|&bin| bin != step.partner);
                 apply(problem, bins, worst, step);
+                stuck -= usize::from(heights.is_stuck(step.partner));
+                heights.set(worst, bins.loads[worst]);
+                heights.set(step.partner, bins.loads[step.partner]);
             }
-            None if stuck.len() == STUCK_MAX => return,
-            None => stuck.push(worst),
+            None if stuck == STUCK_MAX => return,
+            None => {
+                heights.stick(worst);
+                stuck += 1;
+            }
         }
     }
 }
 
-/// The fullest bin of those that are not stuck, if it is fuller than it may stay; the first among equals.
-fn fullest(loads: &[Load], stuck: &[usize]) -> Option<usize> {
-    let mut best = (EVEN_ENOUGH, None);
-    for (bin, load) in loads.iter().enumerate() {
-        if load.worst() > best.0 && !stuck.contains(&bin) {
-            best = (load.worst(), Some(bin));
+/// The bins' loads once more, each dimension by itself: what is looked through at every step is read in a row.
+struct Heights {
+    n: Vec<f64>,
+    a: Vec<f64>,
+    /// The larger of both; [`STUCK`] for a bin that is at its best.
+    worst: Vec<f64>,
+}
+
+/// Below every load.
+const STUCK: f64 = -1.0;
+
+impl Heights {
+    fn of(loads: &[Load]) -> Self {
+        Self {
+            n: loads.iter().map(|load| load.n).collect(),
+            a: loads.iter().map(|load| load.a).collect(),
+            worst: loads.iter().map(|load| load.worst()).collect(),
         }
     }
-    best.1
+
+    fn set(&mut self, bin: usize, load: Load) {
+        (self.n[bin], self.a[bin], self.worst[bin]) = (load.n, load.a, load.worst());
+    }
+
+    fn stick(&mut self, bin: usize) {
+        self.worst[bin] = STUCK;
+    }
+
+    fn is_stuck(&self, bin: usize) -> bool {
+        self.worst[bin] == STUCK
+    }
+
+    /// The fullest bin of those that are not stuck, if it is fuller than it may stay; the first among equals.
+    fn fullest(&self) -> Option<usize> {
+        // Several maxima side by side: one by itself would wait for each comparison.
+        const LANES: usize = 8;
+        let mut highest = [EVEN_ENOUGH; LANES];
+        let chunks = self.worst.chunks_exact(LANES);
+        let rest = chunks.remainder();
+        for chunk in chunks {
+            for (highest, &height) in highest.iter_mut().zip(chunk) {
+                *highest = if height > *highest { height } else { *highest };
+            }
+        }
+        let highest = highest.iter().chain(rest).fold(EVEN_ENOUGH, |x, &y| x.max(y));
+        if highest == EVEN_ENOUGH { None } else { self.worst.iter().position(|&height| height == highest) }
+    }
 }
 
 /// Item number `out` of the worst bin goes to `partner`, in exchange for its `back`.
@@ -52,17 +96,23 @@ struct Step {
     back: Option<usize>,
 }
 
-/// Loads of a partner's items on the partner's rank and on the worst bin's.
+/// Loads of a partner's items on the partner's rank and on the worst bin's, and what it would be to give each in exchange.
 #[derive(Default)]
 struct Scratch {
     here: Vec<Load>,
     there: Vec<Load>,
+    potentials: Vec<f64>,
 }
 
-fn best_step(problem: &Problem, bins: &Bins, worst: usize, scratch: &mut Scratch) -> Option<Step> {
+fn best_step(
+    problem: &Problem,
+    bins: &Bins,
+    heights: &Heights,
+    worst: usize,
+    scratch: &mut Scratch,
+) -> Option<Step> {
     let high = bins.loads[worst];
-    let partners: [Option<usize>; PARTNERS] =
-        if high.n >= high.a { lowest(&bins.loads, |l| l.n) } else { lowest(&bins.loads, |l| l.a) };
+    let partners: [Option<usize>; PARTNERS] = lowest(if high.n >= high.a { &heights.n } else { &heights.a });
     let mut best = (GAIN_MIN * high.potential(), None);
     let mut worst_after = f64::INFINITY;
     for partner in partners.into_iter().flatten() {
@@ -85,14 +135,18 @@ fn best_step(problem: &Problem, bins: &Bins, worst: usize, scratch: &mut Scratch
         for (out, &moved) in bins.members[worst].iter().enumerate() {
             let left = high - problem.load_on(moved, rank_of(worst));
             let joined = low + problem.load_on(moved, rank_of(partner));
-            for (back, (&here, &there)) in scratch.here.iter().zip(&scratch.there).enumerate() {
-                let (high, low) = (left + there, joined - here);
-                let gain = before - high.potential() - low.potential();
-                if gain > best.0 {
-                    worst_after = high.worst().max(low.worst());
-                    let back = Some(back).filter(|&back| back < bins.members[partner].len());
-                    best = (gain, Some(Step { partner, out, back }));
-                }
+            let exchanges = || scratch.here.iter().zip(&scratch.there);
+            let after =
+                exchanges().map(|(&here, &there)| (left + there).potential() + (joined - here).potential());
+            scratch.potentials.clear();
+            scratch.potentials.extend(after);
+            let least = scratch.potentials.iter().copied().fold(f64::INFINITY, f64::min);
+            if before - least > best.0 {
+                let back =
+                    scratch.potentials.iter().position(|&after| after == least).expect("it is one of them");
+                worst_after = (left + scratch.there[back]).worst().max((joined - scratch.here[back]).worst());
+                let back = Some(back).filter(|&back| back < bins.members[partner].len());
+                best = (before - least, Some(Step { partner, out, back }));
             }
         }
     }
@@ -113,19 +167,20 @@ fn apply(problem: &Problem, bins: &mut Bins, worst: usize, step: Step) {
     bins.members[step.partner].push(moved);
 }
 
-/// The up to `K` bins of lowest key, lowest first.
-fn lowest<const K: usize>(loads: &[Load], key: impl Fn(Load) -> f64) -> [Option<usize>; K] {
+/// The up to `K` bins of lowest height, lowest first; the first among equals.
+fn lowest<const K: usize>(heights: &[f64]) -> [Option<usize>; K] {
     let mut best: [Option<usize>; K] = [None; K];
     let mut keys = [f64::INFINITY; K];
-    for (bin, &load) in loads.iter().enumerate() {
-        let value = key(load);
-        if value >= keys[K - 1] {
+    for (bin, &height) in heights.iter().enumerate() {
+        if height >= keys[K - 1] {
             continue;
         }
-        let place = keys.iter().position(|&k| value < k).expect("below the last key");
-        keys[place..].rotate_right(1);
-        best[place..].rotate_right(1);
-        (keys[place], best[place]) = (value, Some(bin));
+        let mut place = K - 1;
+        while place > 0 && height < keys[place - 1] {
+            (keys[place], best[place]) = (keys[place - 1], best[place - 1]);
+            place -= 1;
+        }
+        (keys[place], best[place]) = (height, Some(bin));
     }
     best
 }

@@ -7,7 +7,8 @@ use super::{
 use crate::ids::Rank;
 use crate::policy::RoutingPolicy;
 use crate::units::{Millis, Tokens};
-use std::collections::{BTreeSet, HashMap};
+use rustc_hash::FxHashMap;
+use std::collections::BTreeSet;
 
 /// Above this a time in milliseconds is a mistake (nanoseconds, a negative number), not a time.
 const NOW_MS_MAX: u64 = 1 << 53;
@@ -55,7 +56,7 @@ pub(super) fn validate(
 #[derive(Default)]
 struct Seen {
     /// Requests that the batch began (`true`) or ended (`false`) last.
-    live: HashMap<RequestId, bool>,
+    live: FxHashMap<RequestId, bool>,
     /// Ranks whose requests the batch forgets.
     down: BTreeSet<Rank>,
 }

@@ -1,6 +1,7 @@
 //! The dispatch ledger: what the balancer gave to whom. It is the truth; reports correct it, and never
 //! overwrite what was in flight when they were made.
 
+use super::by_number::ByNumber;
 use super::history::History;
 use super::{DispatchNumber, RequestId};
 use crate::decode::{RankLoad, Running, RunningRequests};
@@ -8,7 +9,6 @@ use crate::ids::Rank;
 use crate::prefill::{Prompt, Work};
 use crate::units::{Millis, Tokens};
 use rustc_hash::FxHashMap;
-use std::collections::BTreeMap;
 
 /// Where a unit's step count stops: at 30 ms a step, after a thousand years. KV sums of
 /// [`LIVE_MAX`](super::LIVE_MAX) requests that gained so many tokens each still fit 63 bits.
@@ -69,7 +69,7 @@ pub enum RankPhase {
 struct RankLedger {
     phase: RankPhase,
     /// Live requests by the number of their (first) dispatch.
-    requests: BTreeMap<u64, RequestId>,
+    requests: ByNumber,
     /// Sum over live requests of (prompt tokens - steps at dispatch): adding requests x steps gives KV.
     kv_base: i64,
     outstanding: [Work; 2],
@@ -113,7 +113,7 @@ pub struct LedgerTotals {
 pub(super) struct Ledger {
     live: FxHashMap<RequestId, Live>,
     /// Held requests by order of arrival.
-    held: BTreeMap<u64, RequestId>,
+    held: ByNumber,
     ranks: Vec<RankLedger>,
     steps: u64,
     /// Requests that ever arrived.
@@ -126,7 +126,7 @@ impl Ledger {
     pub(super) fn new(ranks: u16) -> Self {
         Self {
             live: FxHashMap::default(),
-            held: BTreeMap::new(),
+            held: ByNumber::default(),
             ranks: vec![RankLedger::new(RankPhase::Up, 0); ranks.into()],
             steps: 0,
             arrivals: 0,
@@ -142,15 +142,13 @@ impl Ledger {
         self.held.len()
     }
 
-    /// Bytes that are allocated for live requests: tables at what they have grown to, and per rank the map of its
-    /// requests, whose nodes of up to eleven entries are two thirds full in the mean, and the windows.
+    /// Bytes that are allocated for live requests: the table and the lists at what they have grown to, and the windows.
     pub(super) fn bytes(&self) -> usize {
         // A table has a power of two of places, each with a control byte, at most seven eighths of them full.
         let places = (self.live.capacity() * 8 / 7).next_power_of_two();
         let table = places * (size_of::<(RequestId, Live)>() + 1);
-        let entry = size_of::<(u64, RequestId)>() * 3 / 2;
-        let ranks = self.ranks.iter().map(|rank| rank.requests.len() * entry + rank.history.bytes());
-        table + self.held.len() * entry + ranks.sum::<usize>() + size_of_val(&*self.ranks)
+        let ranks = self.ranks.iter().map(|rank| rank.requests.bytes() + rank.history.bytes());
+        table + self.held.bytes() + ranks.sum::<usize>() + size_of_val(&*self.ranks)
     }
 
     pub(super) fn contains(&self, request: RequestId) -> bool {
@@ -166,7 +164,7 @@ impl Ledger {
     }
 
     pub(super) fn oldest_held(&self) -> Option<Millis> {
-        self.held.values().next().map(|request| self.live[request].arrived)
+        self.held.iter().next().map(|request| self.live[&request].arrived)
     }
 
     /// Requests that ever arrived.
@@ -176,12 +174,12 @@ impl Ledger {
 
     /// Held requests but for the first so many that ever arrived, oldest first.
     pub(super) fn held_since(&self, arrivals: u64) -> impl Iterator<Item = RequestId> + '_ {
-        self.held.range(arrivals + 1..).map(|(_, &request)| request)
+        self.held.from(arrivals + 1)
     }
 
     /// Held requests, oldest first.
     pub(super) fn held_requests(&self) -> impl Iterator<Item = RequestId> + '_ {
-        self.held.values().copied()
+        self.held.iter()
     }
 
     /// When a live request arrived.
@@ -196,8 +194,8 @@ impl Ledger {
 
     /// Prompts of a rank that are not wholly dispatched, oldest first.
     pub(super) fn pinned_prompts(&self, rank: Rank) -> impl Iterator<Item = (RequestId, Prompt)> + '_ {
-        let requests = self.ranks[rank.index()].requests.values();
-        requests.map(|&request| (request, self.live[&request].rest())).filter(|(_, p)| p.remaining > 0)
+        let requests = self.ranks[rank.index()].requests.iter();
+        requests.map(|request| (request, self.live[&request].rest())).filter(|(_, p)| p.remaining > 0)
     }
 
     /// Ranks in this phase, in their order.
@@ -247,7 +245,7 @@ impl Ledger {
         if self.live.capacity() > 2 * self.live.len() {
             self.live.shrink_to(self.live.len() + self.live.len() / 8);
         }
-        self.held.insert(self.arrivals, request);
+        self.held.push(self.arrivals, request);
     }
 
     /// Gives `tokens` more (`None`: all that are left) of a request to `rank`, which at the first time has `hit`
@@ -267,11 +265,11 @@ impl Ledger {
         match live.rank {
             None => {
                 assert_eq!(ledger.phase, RankPhase::Up, "rank {rank} takes no requests");
-                self.held.remove(&live.order);
+                self.held.remove(live.order);
                 (live.rank, live.order, live.steps_at) = (Some(rank), number, steps);
                 live.cached = live.cached.max(hit.min(u64::from(live.prompt) - 1) as u32);
                 ledger.reach(steps);
-                ledger.requests.insert(number, request);
+                ledger.requests.push(number, request);
                 ledger.kv_base += live.kv_base();
                 ledger.history.dispatched(number, ledger.requests.len() as u64, ledger.kv(steps));
             }
@@ -296,13 +294,13 @@ impl Ledger {
         assert_ne!(from, to, "a request moves to where it is");
         let source = &mut self.ranks[from.index()];
         source.reach(steps);
-        source.requests.remove(&live.order);
+        source.requests.remove(live.order);
         source.kv_base -= live.kv_base();
         source.reach(steps);
         let target = &mut self.ranks[to.index()];
         assert_eq!(target.phase, RankPhase::Up, "rank {to} takes no requests");
         target.reach(steps);
-        target.requests.insert(number, request);
+        target.requests.push(number, request);
         target.kv_base += live.kv_base();
         target.history.dispatched(number, target.requests.len() as u64, target.kv(steps));
         (live.rank, live.order, live.moved_at) = (Some(to), number, steps);
@@ -328,13 +326,11 @@ impl Ledger {
             return false;
         };
         match live.rank {
-            None => {
-                self.held.remove(&live.order);
-            }
+            None => self.held.remove(live.order),
             Some(rank) => {
                 let ledger = &mut self.ranks[rank.index()];
                 ledger.reach(self.steps);
-                ledger.requests.remove(&live.order);
+                ledger.requests.remove(live.order);
                 ledger.kv_base -= live.kv_base();
                 ledger.reach(self.steps);
                 ledger.outstanding[usize::from(live.microbatch)] -= live.outstanding();
@@ -351,8 +347,8 @@ impl Ledger {
     /// Every rank has run all that it was given.
     pub(super) fn ran_all(&mut self) {
         for ledger in &mut self.ranks {
-            for request in ledger.requests.values() {
-                let live = self.live.get_mut(request).expect("the rank's requests are live");
+            for request in ledger.requests.iter() {
+                let live = self.live.get_mut(&request).expect("the rank's requests are live");
                 live.run = live.given;
             }
             ledger.outstanding = [Work::default(); 2];
@@ -363,7 +359,7 @@ impl Ledger {
     pub(super) fn take_down(&mut self, rank: Rank) -> Vec<RequestId> {
         let down = RankLedger::new(RankPhase::Down, self.dispatches);
         let gone = std::mem::replace(&mut self.ranks[rank.index()], down).requests;
-        let requests: Vec<RequestId> = gone.into_values().collect();
+        let requests: Vec<RequestId> = gone.iter().collect();
         for request in &requests {
             self.live.remove(request);
         }
@@ -443,7 +439,7 @@ impl RankLedger {
     fn new(phase: RankPhase, number: u64) -> Self {
         Self {
             phase,
-            requests: BTreeMap::new(),
+            requests: ByNumber::default(),
             kv_base: 0,
             outstanding: [Work::default(); 2],
             history: History::new(number),
@@ -489,7 +485,7 @@ impl RunningRequests for Ledger {
     }
 
     fn running(&self, rank: usize) -> impl Iterator<Item = Running<RequestId>> {
-        self.ranks[rank].requests.values().map(|&id| {
+        self.ranks[rank].requests.iter().map(|id| {
             let live = &self.live[&id];
             let since = self.steps.checked_sub(live.moved_at);
             Running {

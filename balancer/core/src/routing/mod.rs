@@ -1,6 +1,7 @@
 //! Request routing for one unit: events in, decisions out, in virtual time. See README.md.
 
 mod batch;
+mod by_number;
 mod decision;
 mod decode;
 mod error;
