@@ -15,8 +15,10 @@ pub enum CrashPoint {
     BeforeStaging,
     /// One expert is staged, others are not.
     Staging,
-    /// All is staged, PREPARED is not said.
+    /// All is staged, the disk does not know.
     Staged,
+    /// The disk knows what is staged, PREPARED is not said.
+    StagedPersisted,
     /// COMMIT is here, the tables are not armed.
     BeforeFlip,
     /// The tables are armed, the worker may have flipped.
@@ -29,10 +31,11 @@ pub enum CrashPoint {
 
 impl CrashPoint {
     /// All of them, in the order in which a plan meets them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::BeforeStaging,
         Self::Staging,
         Self::Staged,
+        Self::StagedPersisted,
         Self::BeforeFlip,
         Self::Armed,
         Self::Flipped,
@@ -45,6 +48,7 @@ impl CrashPoint {
             Self::BeforeStaging => "before_staging",
             Self::Staging => "staging",
             Self::Staged => "staged",
+            Self::StagedPersisted => "staged_persisted",
             Self::BeforeFlip => "before_flip",
             Self::Armed => "armed",
             Self::Flipped => "flipped",

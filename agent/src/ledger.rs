@@ -1,11 +1,12 @@
-//! `ledger.bin` and `ledger.copy`: what an agent must never forget: the highest term it has seen, and its last
-//! good plan.
+//! `ledger.bin` and `ledger.copy`: what an agent must never forget: the highest term it has seen, its last good plan, and
+//! the plan that workers which lost their weights load beside it.
 //!
 //! ```text
-//! magic "EVKLEDG1" | u32 length | u64 generation | u64 revision | plan as evenkeel.v1.Plan, or nothing | SHA-256
+//! magic "EVKLEDG2" | u32 length | u64 generation | u64 revision | u32 length of the plan | plan as evenkeel.v1.Plan, or nothing |
+//! plan beside it, or nothing | SHA-256
 //! ```
 //!
-//! Little-endian; the length covers term and plan, the hash everything before it. Each file is replaced as a
+//! Little-endian; the length covers what follows but the hash, the hash everything before it. Each file is replaced as a
 //! whole: written aside, synced, renamed, and the directory synced, so that a crash at any moment leaves the
 //! old or the new one. The copy is written after the first, and only then is a record kept: whichever of the
 //! two a disk damages, the other holds nothing older than what was kept. The damaged one is written anew at
@@ -29,9 +30,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-const MAGIC: &[u8; 8] = b"EVKLEDG1";
+const MAGIC: &[u8; 8] = b"EVKLEDG2";
 const HASH_BYTES: usize = 32;
-const TERM_BYTES: usize = 16;
+/// Term and length of the plan.
+const HEAD_BYTES: usize = 20;
 
 /// What the ledger says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -40,6 +42,8 @@ pub struct Record {
     pub term: Term,
     /// Last good plan.
     pub plan: Option<Arc<Plan>>,
+    /// What a node that lost its weights loads beside it: the plan that is staged, or the one before. Other nodes may serve it.
+    pub beside: Option<Arc<Plan>>,
 }
 
 /// A record that could not be kept; the one before is.
@@ -148,14 +152,18 @@ fn damaged([first, copy]: &[PathBuf; 2], reason: &str) -> Failure {
 }
 
 fn encode(record: &Record) -> Vec<u8> {
-    let plan =
-        record.plan.as_ref().map_or_else(Vec::new, |plan| v1::Plan::from(plan.as_ref()).encode_to_vec());
-    let length = u32::try_from(TERM_BYTES + plan.len()).expect("a plan is far below 4 GiB");
+    let bytes_of = |plan: &Option<Arc<Plan>>| {
+        plan.as_ref().map_or_else(Vec::new, |plan| v1::Plan::from(plan.as_ref()).encode_to_vec())
+    };
+    let (plan, beside) = (bytes_of(&record.plan), bytes_of(&record.beside));
+    let length = |bytes: usize| u32::try_from(bytes).expect("plans are far below 4 GiB").to_le_bytes();
     let mut bytes = MAGIC.to_vec();
-    bytes.extend_from_slice(&length.to_le_bytes());
+    bytes.extend_from_slice(&length(HEAD_BYTES + plan.len() + beside.len()));
     bytes.extend_from_slice(&record.term.generation.to_le_bytes());
     bytes.extend_from_slice(&record.term.revision.to_le_bytes());
+    bytes.extend_from_slice(&length(plan.len()));
     bytes.extend_from_slice(&plan);
+    bytes.extend_from_slice(&beside);
     let hash = Sha256::digest(&bytes);
     bytes.extend_from_slice(&hash);
     bytes
@@ -166,7 +174,7 @@ fn decode(bytes: &[u8]) -> Result<Record, String> {
     let rest = bytes.strip_prefix(MAGIC).ok_or_else(|| torn("no ledger begins like this"))?;
     let (length, rest) = rest.split_first_chunk::<4>().ok_or_else(|| torn("it ends within the length"))?;
     let length = u32::from_le_bytes(*length) as usize;
-    if length < TERM_BYTES || rest.len() != length + HASH_BYTES {
+    if length < HEAD_BYTES || rest.len() != length + HASH_BYTES {
         return Err(torn(&format!("{} bytes follow, not {length} and {HASH_BYTES}", rest.len())));
     }
     let (content, hash) = bytes.split_at(bytes.len() - HASH_BYTES);
@@ -175,12 +183,15 @@ fn decode(bytes: &[u8]) -> Result<Record, String> {
     }
     let number = |at: usize| u64::from_le_bytes(rest[at..at + 8].try_into().expect("eight bytes"));
     let term = Term { generation: number(0), revision: number(8) };
-    let plan = match &rest[TERM_BYTES..length] {
-        [] => None,
-        bytes => {
-            let plan = v1::Plan::decode(bytes).map_err(|error| torn(&error.to_string()))?;
-            Some(Arc::new(Plan::try_from(&plan).map_err(|error| torn(&error.to_string()))?))
+    let plans = &rest[HEAD_BYTES..length];
+    let cut = u32::from_le_bytes(rest[16..HEAD_BYTES].try_into().expect("four bytes")) as usize;
+    let (plan, beside) = plans.split_at_checked(cut).ok_or_else(|| torn("a plan ends beyond it"))?;
+    let read = |bytes: &[u8]| {
+        if bytes.is_empty() {
+            return Ok(None);
         }
+        let plan = v1::Plan::decode(bytes).map_err(|error| torn(&error.to_string()))?;
+        Plan::try_from(&plan).map(|plan| Some(Arc::new(plan))).map_err(|error| torn(&error.to_string()))
     };
-    Ok(Record { term, plan })
+    Ok(Record { term, plan: read(plan)?, beside: read(beside)? })
 }

@@ -141,17 +141,33 @@ impl Reconciler {
                     Err(WriteError { code, message }) => Event::TermNotPersisted { code, message },
                 });
             }
-            Action::PersistPlan(plan) => {
+            Action::PersistPlan { plan, before } => {
                 self.show_spare(&plan);
                 self.metrics.staged_slots.set(0.0);
                 tracing::info!(epoch = plan.epoch.0, "plan in service");
-                return Some(match self.persist(move |record| Record { plan: Some(plan), ..record }).await {
-                    Ok(()) => {
-                        CrashPoint::Persisted.reached();
-                        Event::PlanPersisted
-                    }
-                    Err(WriteError { code, message }) => Event::PlanNotPersisted { code, message },
-                });
+                return Some(
+                    match self
+                        .persist(move |record| Record { plan: Some(plan), beside: before, ..record })
+                        .await
+                    {
+                        Ok(()) => {
+                            CrashPoint::Persisted.reached();
+                            Event::PlanPersisted
+                        }
+                        Err(WriteError { code, message }) => Event::PlanNotPersisted { code, message },
+                    },
+                );
+            }
+            Action::PersistStaged(plan) => {
+                return Some(
+                    match self.persist(move |record| Record { beside: Some(plan), ..record }).await {
+                        Ok(()) => {
+                            CrashPoint::StagedPersisted.reached();
+                            Event::StagedPersisted
+                        }
+                        Err(WriteError { code, message }) => Event::StagedNotPersisted { code, message },
+                    },
+                );
             }
             Action::Boot(plan) => self.work.boot(plan),
             Action::Stage { attempt, plan, moves, peers } => {

@@ -127,7 +127,8 @@ fn go_on(
             if fits && (ahead || same) {
                 tracing::info!(epoch = plan.epoch.0, "attached to the workers");
                 if ahead {
-                    let record = Record { plan: Some(plan.clone()), ..ledger.record().clone() };
+                    let record =
+                        Record { plan: Some(plan.clone()), beside: recorded, ..ledger.record().clone() };
                     ledger.write(record)?;
                 }
                 return Ok(Some(plan));
@@ -139,7 +140,10 @@ fn go_on(
     }
     if let Some(plan) = &recorded {
         tracing::info!(epoch = plan.epoch.0, "booting from the last good plan");
-        worker.boot(plan).map_err(|error| failed(&error))?;
+        // Nodes that serve it name slots that the last good plan leaves empty.
+        let beside = ledger.record().beside.clone();
+        let beside = beside.filter(|beside| invariants::check(beside, None, topology).is_ok());
+        worker.boot(plan, beside.as_deref()).map_err(|error| failed(&error))?;
     }
     Ok(recorded)
 }

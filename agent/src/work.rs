@@ -120,7 +120,7 @@ impl Work {
             };
             let call = tokio::task::spawn_blocking(move || {
                 let _permit = permit;
-                worker.boot(&plan)
+                worker.boot(&plan, None)
             });
             match timeout(BOOT_MAX, call).await {
                 Ok(Ok(Ok(()))) => Event::Booted,

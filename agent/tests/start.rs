@@ -18,17 +18,20 @@ fn check(served: Option<&Plan>, recorded: Option<&Plan>, expected: Option<&Plan>
     let config = unit.config(0, "127.0.0.1:1".parse().unwrap());
     let State { worker, mut ledger, .. } = start::open(&config).unwrap();
     if let Some(plan) = served {
-        worker.boot(&Arc::new(plan.clone())).unwrap();
+        worker.boot(&Arc::new(plan.clone()), None).unwrap();
     }
     let term = Term { generation: 0, revision: 9 };
-    ledger.write(Record { term, plan: recorded.map(|plan| Arc::new(plan.clone())) }).unwrap();
+    let owned = |plan: Option<&Plan>| plan.map(|plan| Arc::new(plan.clone()));
+    ledger.write(Record { term, plan: owned(recorded), beside: None }).unwrap();
     drop((worker, ledger));
     let State { agent, worker, ledger, .. } = start::open(&config).unwrap();
     let expected_id = expected.map(|plan| (plan.epoch, plan.digest()));
     assert_eq!(agent.applied(), expected_id);
     assert_eq!(worker.active(), expected_id);
     assert_eq!(agent.term(), term);
-    assert_eq!(*ledger.record(), Record { term, plan: expected.map(|plan| Arc::new(plan.clone())) });
+    // A plan that the worker has flipped to was not written down: the one before stays beside it.
+    let beside = owned(recorded).filter(|recorded| expected.is_some_and(|plan| *plan != **recorded));
+    assert_eq!(*ledger.record(), Record { term, plan: owned(expected), beside });
     assert_eq!(ledger.record(), Ledger::open(unit.directories[0].path()).unwrap().record());
 }
 
@@ -44,6 +47,27 @@ fn a_start_goes_on_from_whatever_a_kill_has_left() {
     check(None, Some(&next), Some(&next));
     check(Some(&boot), Some(&next), Some(&next));
     check(Some(&rival), Some(&next), Some(&next));
+}
+
+#[test]
+fn workers_that_lost_their_weights_load_the_plan_beside_the_last_good_one_too() {
+    let unit = Unit::new();
+    let config = unit.config(0, "127.0.0.1:1".parse().unwrap());
+    let boot = unit.boot();
+    let next = unit.child(&boot, "0 - 1 2 3 - 4 5 - 0 1 -");
+    for (plan, beside) in [(&boot, &next), (&next, &boot)] {
+        let mut ledger = start::open(&config).unwrap().ledger;
+        let owned = |plan: &Plan| Some(Arc::new(plan.clone()));
+        ledger.write(Record { term: Term::default(), plan: owned(plan), beside: owned(beside) }).unwrap();
+        let slots = unit.directories[0].path().join("slots.bin");
+        let _ = std::fs::remove_file(slots);
+        let State { worker, .. } = start::open(&config).unwrap();
+        assert_eq!(worker.active(), Some((plan.epoch, plan.digest())));
+        for at in worker.layout().addresses() {
+            let of = |plan: &Plan| plan.layers[at.layer.index()].physical_to_logical[at.slot as usize];
+            assert_eq!(worker.registered(at).map(|held| held.expert), of(plan).or(of(beside)), "{at:?}");
+        }
+    }
 }
 
 #[test]

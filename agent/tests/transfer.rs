@@ -33,7 +33,7 @@ async fn start(connections_max: usize) -> Server {
         node: "n0".into(),
     };
     let worker = Arc::new(SimulatedWorker::open(directory.path(), header).unwrap().0);
-    worker.boot(&Arc::new(unit.boot())).unwrap();
+    worker.boot(&Arc::new(unit.boot()), None).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let metrics = Arc::new(AgentMetrics::default());

@@ -42,7 +42,11 @@ fn check(point: CrashPoint, expected: Plan) {
         let head = rig.last_epoch();
         let behind = expected == Plan::Committed && point != CrashPoint::Persisted;
         assert_eq!(head - served, u64::from(behind), "the ledger has plan {served}, the store {head}");
+        // Nobody tells it what the others serve, and yet it holds what their tables name.
+        rig.kill_balancer();
         rig.restart_agent(NODE);
+        rig.assert_no_expert_without_live_replica();
+        rig.restart_balancer();
         rig.wait_for_state(UnitState::Steady);
         assert!(rig.last_epoch() >= head, "what is committed stays");
         rig.assert_all_slots_hold_what_the_plan_says();
@@ -66,6 +70,11 @@ fn while_experts_are_staged() {
 #[test]
 fn before_it_says_that_all_is_staged() {
     check(CrashPoint::Staged, Plan::GivenUp);
+}
+
+#[test]
+fn before_it_says_that_what_is_staged_is_on_disk() {
+    check(CrashPoint::StagedPersisted, Plan::GivenUp);
 }
 
 #[test]

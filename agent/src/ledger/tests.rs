@@ -16,8 +16,9 @@ fn record(revision: u64, child: bool) -> Record {
         expert_bytes: 8,
     };
     let boot = Plan::boot(UnitId::new("u").unwrap(), &shape);
-    let plan = if child { boot.child(boot.layers.clone()) } else { boot };
-    Record { term: Term { generation: 1, revision }, plan: Some(Arc::new(plan)) }
+    let boot = Arc::new(boot);
+    let plan = if child { Arc::new(boot.child(boot.layers.clone())) } else { Arc::clone(&boot) };
+    Record { term: Term { generation: 1, revision }, plan: Some(plan), beside: child.then_some(boot) }
 }
 
 fn open(directory: &Path) -> Result<Record, Failure> {
@@ -40,7 +41,7 @@ fn a_record_survives_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let mut ledger = Ledger::open(directory.path()).unwrap();
     assert_eq!(*ledger.record(), Record::default());
-    for written in [Record { plan: None, ..record(7, true) }, record(7, true)] {
+    for written in [Record { plan: None, beside: None, ..record(7, true) }, record(7, true)] {
         ledger.write(written.clone()).unwrap();
         assert_eq!(open(directory.path()).unwrap(), written);
     }
@@ -125,7 +126,7 @@ fn a_file_cut_or_changed_at_any_byte_is_replaced_by_the_other() {
 fn two_damaged_files_are_an_error_with_a_remedy() {
     let directory = kept(&record(7, true));
     let [first, copy] = files(directory.path());
-    fs::write(&first, b"EVKLEDG1").unwrap();
+    fs::write(&first, b"EVKLEDG2").unwrap();
     fs::write(&copy, b"").unwrap();
     for only_the_copy in [false, true] {
         if only_the_copy {

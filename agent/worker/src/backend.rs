@@ -204,8 +204,10 @@ pub trait WorkerBackend: Send + Sync {
     /// The plan whose tables are in service. After [`Self::arm`] this is how the agent learns of the flip.
     fn active(&self) -> Option<PlanId>;
 
-    /// Loads every expert that `plan` puts on this node, and serves by it. Whatever was held before is void.
-    fn boot(&self, plan: &Arc<Plan>) -> Result<(), WorkerError>;
+    /// Loads every expert that `plan` puts on this node, and serves by it. Slots that it leaves empty get and register what
+    /// `beside` puts there: nodes that serve that plan, the one before or the one after, name these. Whatever was held before
+    /// is void.
+    fn boot(&self, plan: &Arc<Plan>, beside: Option<&Plan>) -> Result<(), WorkerError>;
 
     /// Copies an expert into a slot that the plan in service leaves empty, reads the slot back, compares
     /// the fingerprints, and registers the slot only if they agree. Until then the slot holds nothing.

@@ -40,7 +40,7 @@ pub fn check<S: Subject>(fresh: impl Fn() -> S) {
 
 fn boot<S: Subject>(subject: &S) -> Arc<Plan> {
     let plan = Arc::new(Plan::boot(subject.unit(), subject.backend().layout().shape()));
-    subject.backend().boot(&plan).expect("a valid plan boots");
+    subject.backend().boot(&plan, None).expect("a valid plan boots");
     plan
 }
 

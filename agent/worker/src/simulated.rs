@@ -302,7 +302,7 @@ impl WorkerBackend for SimulatedWorker {
         self.tables().map(|tables| tables.id())
     }
 
-    fn boot(&self, plan: &Arc<Plan>) -> Result<(), WorkerError> {
+    fn boot(&self, plan: &Arc<Plan>, beside: Option<&Plan>) -> Result<(), WorkerError> {
         let _boundary = self.boundary();
         let tables = Tables::new(plan.clone(), &self.header.layout)?;
         *write(&self.tables) = None;
@@ -311,7 +311,13 @@ impl WorkerBackend for SimulatedWorker {
         let slots = SlotsFile::create(&Self::slots_path(&self.directory), self.header.clone())?;
         let size = self.header.layout.shape().expert_bytes;
         for (local, address) in self.header.layout.addresses().enumerate() {
-            let Some(expert) = tables.expert_of(address) else { continue };
+            let at_once = tables.expert_of(address);
+            let later = || {
+                beside.and_then(|plan| {
+                    plan.layers[address.layer.index()].physical_to_logical[address.slot as usize]
+                })
+            };
+            let Some(expert) = at_once.or_else(later) else { continue };
             let mut stream = FingerprintStream::default();
             self.copy_in(&slots, local, |offset, bytes| {
                 weights::fill(self.header.weights_seed, address.layer, expert, offset, bytes);

@@ -91,7 +91,7 @@ fn slots_larger_than_a_chunk_conform() {
 fn a_restart_attaches_to_the_plan_in_service() {
     let directory = tempfile::tempdir().unwrap();
     let (worker, _) = open(directory.path(), &[1, 2]);
-    worker.boot(&boot_plan()).unwrap();
+    worker.boot(&boot_plan(), None).unwrap();
     drop(worker);
     let (worker, found) = open(directory.path(), &[1, 2]);
     assert_eq!(found, Found::Attached(boot_plan()));
@@ -109,7 +109,7 @@ fn a_restart_attaches_to_the_plan_in_service() {
 fn a_slot_that_was_being_written_holds_nothing_after_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let (worker, _) = open(directory.path(), &[1, 2]);
-    worker.boot(&boot_plan()).unwrap();
+    worker.boot(&boot_plan(), None).unwrap();
     let (source, empty) = (worker.layout().address(0), worker.layout().address(5));
     let expert = worker.registered(source).unwrap().expert;
     worker.stage(empty, expert, Source::Slot(source)).unwrap();
@@ -126,13 +126,13 @@ fn a_slot_that_was_being_written_holds_nothing_after_a_restart() {
 fn check_void(damage: impl Fn(&Path)) {
     let directory = tempfile::tempdir().unwrap();
     let (worker, _) = open(directory.path(), &[1, 2]);
-    worker.boot(&boot_plan()).unwrap();
+    worker.boot(&boot_plan(), None).unwrap();
     drop(worker);
     damage(directory.path());
     let (worker, found) = open(directory.path(), &[1, 2]);
     assert!(!matches!(found, Found::Attached(_)), "{found:?}");
     assert_eq!(worker.active(), None);
-    worker.boot(&boot_plan()).expect("void state is no obstacle");
+    worker.boot(&boot_plan(), None).expect("void state is no obstacle");
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn damaged_state_is_void_and_boots_again() {
 #[test]
 fn state_of_another_node_is_an_error() {
     let directory = tempfile::tempdir().unwrap();
-    open(directory.path(), &[1, 2]).0.boot(&boot_plan()).unwrap();
+    open(directory.path(), &[1, 2]).0.boot(&boot_plan(), None).unwrap();
     let error = SimulatedWorker::open(directory.path(), header(44, &[1, 3])).unwrap_err();
     assert_eq!(error.code(), "worker_wrong_shape");
     assert!(error.to_string().contains("use another --state-dir"), "{error}");
@@ -165,7 +165,7 @@ fn a_step_is_run_once() {
     let loads = LoadTable::zero(2, 6);
     let step = |step| subject.worker.step(step, &Routing::Counts(&loads), Vec::new());
     assert_eq!(step(0).unwrap_err().code(), "worker_not_booted");
-    subject.worker.boot(&boot_plan()).unwrap();
+    subject.worker.boot(&boot_plan(), None).unwrap();
     assert_eq!(step(0).unwrap().step, 0);
     assert_eq!(step(2).unwrap().step, 2);
     assert_eq!(step(1).unwrap().step, 2);
@@ -177,7 +177,7 @@ fn a_step_is_run_once() {
 fn a_worker_that_hangs_flips_when_it_goes_on_and_answers_meanwhile() {
     let subject = Simulated::fresh(44);
     let boot = boot_plan();
-    subject.worker.boot(&boot).unwrap();
+    subject.worker.boot(&boot, None).unwrap();
     let next = Arc::new(boot.child(boot.layers.clone()));
     subject.worker.set_hanging(true);
     std::thread::scope(|scope| {
@@ -203,7 +203,7 @@ fn events_are_told_once_and_in_order() {
 #[track_caller]
 fn check_refused(routing: &Routing<'_>, code: &str) {
     let subject = Simulated::fresh(44);
-    subject.worker.boot(&boot_plan()).unwrap();
+    subject.worker.boot(&boot_plan(), None).unwrap();
     assert_eq!(subject.worker.step(1, routing, Vec::new()).unwrap_err().code(), code);
     assert_eq!(subject.worker.last_step(), None);
 }
@@ -235,7 +235,7 @@ fn sum_over_nodes(step: u64, routing: &Routing<'_>) -> Vec<u64> {
     for ranks in [[0, 2], [1, 3]] {
         let directory = tempfile::tempdir().unwrap();
         let (worker, _) = open(directory.path(), &ranks);
-        worker.boot(&plan).unwrap();
+        worker.boot(&plan, None).unwrap();
         worker.step(step, routing, Vec::new()).unwrap();
         let counts = worker.poll_counts().unwrap();
         for (slot, &count) in worker.layout().addresses().zip(&counts.counts) {

@@ -331,7 +331,8 @@ fn in_file<T>(name: &str, bytes: &[u8], read: impl FnOnce(&Path) -> T) -> T {
 fn ledgers() -> Vec<Vec<u8>> {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let mut ledger = Ledger::open(directory.path()).expect("empty");
-    let record = ledger::Record { term: Term { generation: 1, revision: 2 }, plan: Some(Arc::new(plan())) };
+    let (plan, beside) = (Some(Arc::new(plan())), Some(Arc::new(plan())));
+    let record = ledger::Record { term: Term { generation: 1, revision: 2 }, plan, beside };
     ledger.write(record).expect("written");
     let mut bytes = std::fs::read(directory.path().join("ledger.bin")).expect("readable");
     bytes.truncate(bytes.len() - LEDGER_HASH_BYTES);

@@ -76,6 +76,8 @@ mutants! {
     FlipWhileStaging, "I5", "COMMIT flips to a plan that is not staged as a whole";
     StagedAgain, "I5", "verified bytes are staged over when a plan is prepared again (modelled shell)";
     ArmOutlivesAgent, "I5", "tables that a dead agent has armed go into service under the next one";
+    PreparedBeforePersisted, "I5", "PREPARED is said before what is staged is on disk";
+    PlanBeforeForgotten, "I5", "the ledger forgets the plan before, which other nodes serve still";
     LedgerFileNotSynced, "I6", "the ledger's file is not synced before it is renamed (modelled shell)";
     LedgerFolderNotSynced, "I6", "the ledger's folder is not synced after the rename (modelled shell)";
     LedgerWrittenInPlace, "I6", "the ledger is overwritten, not replaced (modelled shell)";

@@ -3,7 +3,7 @@
 //! ```text
 //!                     PREPARE            all staged            COMMIT             flipped
 //!   (no plan) -boot-> Idle ----> Staging ----------> Prepared ------> Flipping ----------> Idle, next epoch
-//!                      ^            |                   |                |
+//!                      ^            |     persisted     |                |
 //!                      +-- ABORT, failure, deadline ----+                | the flip failed: Prepared again
 //! ```
 //!
@@ -17,6 +17,9 @@
 //!   therefore be read again after any crash, and what the workers serve is never older than that. While it
 //!   cannot be persisted, it is tried again every second, and no further plan is prepared: what is on disk is
 //!   at most one plan behind what is served.
+//! - What is staged is persisted before PREPARED is said. A node that loses its weights after that boots with its last good
+//!   plan and loads what was staged beside it, since others may serve the new plan by then. After a flip it is the plan
+//!   before that is loaded beside the last good one, since others may serve that still.
 //! - What is prepared outlives the stream: a balancer that comes back may commit it. Until then a PREPARE
 //!   from a newer term, or on a newer stream, of another plan with the same epoch replaces it, since its
 //!   ABORT may have been lost with the stream. On the same stream that is an `epoch_conflict`.
@@ -62,7 +65,11 @@ impl Named {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    Staging { deadline: Millis },
+    Staging {
+        deadline: Millis,
+    },
+    /// Everything is staged; the shell persists that.
+    Recording(Tally),
     Prepared(Tally),
     Flipping(Tally),
 }
@@ -75,6 +82,8 @@ struct Pending {
     term: Term,
     stream: StreamId,
     attempt: u64,
+    /// Whether this node's slots receive anything.
+    receives: bool,
     stage: Stage,
 }
 
@@ -126,6 +135,8 @@ pub struct Agent {
     awaiting: Option<Awaiting>,
     attempts: u64,
     applied: Option<Named>,
+    /// The plan in service before that one, since the start.
+    before: Option<Arc<Plan>>,
     record: Record,
     booting: Option<Named>,
     pending: Option<Pending>,
@@ -159,6 +170,7 @@ impl Agent {
             awaiting: None,
             attempts: 0,
             applied: applied.map(Named::new),
+            before: None,
             record: Record::Kept,
             booting: None,
             pending: None,
@@ -196,7 +208,7 @@ impl Agent {
     pub fn deadline(&self) -> Option<Millis> {
         let staging = self.pending.as_ref().and_then(|pending| match pending.stage {
             Stage::Staging { deadline } => Some(deadline),
-            Stage::Prepared(_) | Stage::Flipping(_) => None,
+            Stage::Recording(_) | Stage::Prepared(_) | Stage::Flipping(_) => None,
         });
         let retry = match self.record {
             Record::Failed { retry_at, .. } => Some(retry_at),
@@ -212,6 +224,9 @@ impl Agent {
         let of_plan = matches!(event, Event::PlanPersisted | Event::PlanNotPersisted { .. });
         let recording = matches!(self.record, Record::UnderWay { .. });
         assert_eq!(of_plan, recording, "the outcome of persisting a plan is the next event");
+        let of_staged = matches!(event, Event::StagedPersisted | Event::StagedNotPersisted { .. });
+        let keeping = self.pending.as_ref().is_some_and(|p| matches!(p.stage, Stage::Recording(_)));
+        assert_eq!(of_staged, keeping, "the outcome of persisting what is staged is the next event");
         match event {
             Event::Connected { stream } => self.on_connected(stream),
             Event::Disconnected { stream } => self.on_disconnected(stream),
@@ -223,6 +238,8 @@ impl Agent {
             Event::TermNotPersisted { code, message } => self.on_term_not_persisted(code, message),
             Event::PlanPersisted => self.on_plan_persisted(),
             Event::PlanNotPersisted { code, message } => self.on_plan_not_persisted(code, message, now),
+            Event::StagedPersisted => self.on_staged_persisted(),
+            Event::StagedNotPersisted { code, message } => self.on_staged_not_persisted(code, message),
             Event::Booted => self.on_booted(),
             Event::BootFailed { message } => self.on_boot_failed(message),
             Event::Staged { attempt, tally } => self.on_staged(attempt, tally),
@@ -404,15 +421,21 @@ impl Agent {
 
     fn put_into_service(&mut self, named: Named, elapsed_us: u64) -> Vec<Action> {
         let plan = named.plan.clone();
-        self.applied = Some(named);
+        self.before = self.applied.replace(named).map(|named| named.plan);
+        self.record_plan(plan, elapsed_us)
+    }
+
+    fn record_plan(&mut self, plan: Arc<Plan>, elapsed_us: u64) -> Vec<Action> {
         self.record = Record::UnderWay { elapsed_us };
+        let before = self.before.clone().filter(|_| !planted!(PlanBeforeForgotten));
+        let persist = Action::PersistPlan { plan, before };
         if planted!(AppliedBeforePersisted) {
-            let id = self.applied().expect("just set");
+            let id = self.applied().expect("it is in service");
             let mut actions = self.reply(id, Outcome::Applied { elapsed_us });
-            actions.push(Action::PersistPlan(plan));
+            actions.push(persist);
             return actions;
         }
-        vec![Action::PersistPlan(plan)]
+        vec![persist]
     }
 
     fn on_booted(&mut self) -> Vec<Action> {
@@ -508,6 +531,7 @@ impl Agent {
             term,
             stream,
             attempt: self.attempts,
+            receives: !moves.is_empty(),
             stage: Stage::Staging { deadline: now.after(deadline_ms) },
         });
         actions.push(Action::Stage { attempt: self.attempts, plan, moves, peers });
@@ -528,7 +552,7 @@ impl Agent {
                 // Its sources may have other addresses by now.
                 Stage::Staging { .. } if newer => return None,
                 // The answer is on its way.
-                Stage::Staging { .. } | Stage::Flipping(_) => return Some(Vec::new()),
+                Stage::Staging { .. } | Stage::Recording(_) | Stage::Flipping(_) => return Some(Vec::new()),
                 Stage::Prepared(tally) => {
                     (pending.term, pending.stream) = (prepare.term, stream);
                     return Some(self.reply(id, Outcome::Prepared(tally)));
@@ -627,9 +651,34 @@ impl Agent {
     fn on_staged(&mut self, attempt: u64, tally: Tally) -> Vec<Action> {
         let Some(pending) = self.attempt(attempt) else { return Vec::new() };
         assert!(matches!(pending.stage, Stage::Staging { .. }), "an attempt is staged once");
+        let plan = pending.named.plan.clone();
+        // Without a new expert the last good plan holds all that this one names here.
+        if pending.receives && !planted!(PreparedBeforePersisted) {
+            pending.stage = Stage::Recording(tally);
+            return vec![Action::PersistStaged(plan)];
+        }
+        self.prepared(tally)
+    }
+
+    fn prepared(&mut self, tally: Tally) -> Vec<Action> {
+        let pending = self.pending.as_mut().expect("asked for the plan under way");
         pending.stage = Stage::Prepared(tally);
         let id = pending.named.id;
         self.reply(id, Outcome::Prepared(tally))
+    }
+
+    fn on_staged_persisted(&mut self) -> Vec<Action> {
+        match self.pending.as_ref().map(|pending| pending.stage) {
+            Some(Stage::Recording(tally)) => self.prepared(tally),
+            other => panic!("only what was ordered is persisted, not in {other:?}"),
+        }
+    }
+
+    fn on_staged_not_persisted(&mut self, code: RefusalCode, message: String) -> Vec<Action> {
+        let id = self.pending.as_ref().expect("checked by the caller").named.id;
+        let mut actions = self.unstage();
+        actions.extend(self.refuse(id, code, message));
+        actions
     }
 
     fn on_stage_failed(&mut self, attempt: u64, code: RefusalCode, message: String) -> Vec<Action> {
@@ -660,8 +709,8 @@ impl Agent {
         if let Record::Failed { elapsed_us, retry_at, .. } = self.record
             && now >= retry_at
         {
-            let named = self.applied.take().expect("a plan in service could not be persisted");
-            return self.put_into_service(named, elapsed_us);
+            let plan = self.plan().expect("a plan in service could not be persisted").clone();
+            return self.record_plan(plan, elapsed_us);
         }
         self.give_up_staging(now)
     }

@@ -39,7 +39,7 @@ pub(super) enum Input {
     DiskFull,
     StageNext { attempt: u64 },
     FlipPoll { attempt: u64 },
-    BootedAtStart { plan: Arc<Plan> },
+    BootedAtStart { plan: Arc<Plan>, beside: Option<Arc<Plan>> },
     Booted { plan: Arc<Plan> },
     Watch,
     Report,
@@ -49,6 +49,7 @@ pub(super) enum Input {
 enum Persisting {
     Term,
     Plan,
+    Staged,
 }
 
 #[derive(Debug)]
@@ -218,6 +219,9 @@ impl World {
                     || recorded.as_ref() == Some(&plan) =>
             {
                 let agent = &mut self.agents[a];
+                if recorded.as_ref() != Some(&plan) {
+                    agent.record.beside = recorded;
+                }
                 agent.record.plan = Some(Arc::clone(&plan));
                 let record = agent.record.clone();
                 agent.disk.begin(record);
@@ -227,7 +231,7 @@ impl World {
             (_, Some(plan)) if !planted!(BootWaitsForBalancer) => {
                 let boot = self.random.within(100, 900);
                 self.agents[a].worker.stop();
-                self.plan_agent(a, boot, Input::BootedAtStart { plan });
+                self.plan_agent(a, boot, Input::BootedAtStart { plan, beside: record.beside });
             }
             _ => self.run_agent(a, None),
         }
@@ -281,10 +285,10 @@ impl World {
         if agent.life != life || !agent.host_up {
             return;
         }
-        if let Input::BootedAtStart { plan } = input {
+        if let Input::BootedAtStart { plan, beside } = input {
             let shape = self.units[agent.unit].shape.clone();
             let ranks = agent.ranks.clone();
-            agent.worker.boot(&plan, &shape, &ranks, self.now);
+            agent.worker.boot(&plan, beside.as_deref(), &shape, &ranks, self.now);
             self.run_agent(a, Some(plan));
             return;
         }
@@ -311,7 +315,8 @@ impl World {
                 let agent = &mut self.agents[a];
                 let shape = self.units[agent.unit].shape.clone();
                 let ranks = agent.ranks.clone();
-                agent.worker.boot(&plan, &shape, &ranks, self.now);
+                agent.worker.boot(&plan, None, &shape, &ranks, self.now);
+                agent.worker.rejoins = true;
                 self.agent_event(a, agent::Event::Booted);
             }
             Input::Watch => self.watch_streams(a),
@@ -451,8 +456,12 @@ impl World {
                 let record = Record { term, ..self.agents[a].record.clone() };
                 self.persist(a, record, Persisting::Term);
             }
-            Action::PersistPlan(plan) => {
-                let mut record = Record { plan: Some(plan), ..self.agents[a].record.clone() };
+            Action::PersistStaged(plan) => {
+                let record = Record { beside: Some(plan), ..self.agents[a].record.clone() };
+                self.persist(a, record, Persisting::Staged);
+            }
+            Action::PersistPlan { plan, before } => {
+                let mut record = Record { plan: Some(plan), beside: before, ..self.agents[a].record.clone() };
                 if planted!(PlanWriteDropsTerm) {
                     record.term = Term::default();
                 }
@@ -554,6 +563,7 @@ impl World {
         let event = match self.agents[a].persisting.take() {
             Some(Persisting::Term) => agent::Event::TermPersisted,
             Some(Persisting::Plan) => agent::Event::PlanPersisted,
+            Some(Persisting::Staged) => agent::Event::StagedPersisted,
             None => return,
         };
         self.agent_event(a, event);
@@ -565,6 +575,7 @@ impl World {
         let event = match self.agents[a].persisting.take() {
             Some(Persisting::Term) => agent::Event::TermNotPersisted { code, message },
             Some(Persisting::Plan) => agent::Event::PlanNotPersisted { code, message },
+            Some(Persisting::Staged) => agent::Event::StagedNotPersisted { code, message },
             None => return,
         };
         self.agent_event(a, event);

@@ -14,6 +14,8 @@ use std::sync::Arc;
 pub(super) struct Record {
     pub(super) term: Term,
     pub(super) plan: Option<Arc<Plan>>,
+    /// What workers that lost their weights load beside it.
+    pub(super) beside: Option<Arc<Plan>>,
 }
 
 /// What stands under a name.
@@ -158,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_crash_at_any_point_leaves_the_old_or_the_new_record() {
-        let record = |revision| Record { term: Term { generation: 0, revision }, plan: None };
+        let record = |revision| Record { term: Term { generation: 0, revision }, plan: None, beside: None };
         let mut disk = Disk::new();
         let mut known = Record::default();
         for revision in 1..4 {

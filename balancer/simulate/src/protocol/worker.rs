@@ -15,7 +15,7 @@ pub(super) struct Worker {
     tables: Option<Arc<Plan>>,
     /// Goes into service at the end of the step.
     armed: Option<Arc<Plan>>,
-    /// It has lost its weights since it last served what the others serve.
+    /// Since it last served what the others serve it has booted without knowing which plans they serve besides.
     pub(super) rejoins: bool,
     /// Until when it hangs within a step.
     hangs_until: u64,
@@ -46,7 +46,7 @@ impl Worker {
     /// The GPUs forget everything.
     pub(super) fn lose(&mut self, shape: &UnitShape) {
         let changes = self.changes + 1;
-        *self = Self { changes, rejoins: true, ..Self::new(shape) };
+        *self = Self { changes, ..Self::new(shape) };
     }
 
     /// An agent attaches and finds the tables in service. What an agent before it has armed, and is not in service yet,
@@ -68,12 +68,21 @@ impl Worker {
         self.slots[layer][slot]
     }
 
-    /// Loads the weights that a plan wants on these ranks, and serves it.
-    pub(super) fn boot(&mut self, plan: &Arc<Plan>, shape: &UnitShape, ranks: &[Rank], now: u64) {
+    /// Loads the weights that a plan wants on these ranks, those of another plan into slots that it leaves empty, and serves
+    /// the first.
+    pub(super) fn boot(
+        &mut self,
+        plan: &Arc<Plan>,
+        beside: Option<&Plan>,
+        shape: &UnitShape,
+        ranks: &[Rank],
+        now: u64,
+    ) {
         self.changes += 1;
         for (layer, slots) in self.slots.iter_mut().enumerate() {
+            let of = |plan: &Plan, slot: usize| plan.layers[layer].physical_to_logical[slot];
             for slot in ranks.iter().flat_map(|&rank| shape.slots_of_rank(rank)) {
-                slots[slot] = plan.layers[layer].physical_to_logical[slot];
+                slots[slot] = of(plan, slot).or_else(|| beside.and_then(|beside| of(beside, slot)));
             }
         }
         self.tables = Some(Arc::clone(plan));

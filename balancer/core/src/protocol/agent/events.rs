@@ -69,6 +69,15 @@ pub enum Event {
         /// Why, for people.
         message: String,
     },
+    /// [`Action::PersistStaged`] is done.
+    StagedPersisted,
+    /// [`Action::PersistStaged`] failed; the disk says what it said before.
+    StagedNotPersisted {
+        /// [`RefusalCode::DiskFull`] or [`RefusalCode::StateUnwritable`].
+        code: RefusalCode,
+        /// Why, for people.
+        message: String,
+    },
     /// The worker holds the weights of the boot plan.
     Booted,
     /// The worker could not boot.
@@ -118,7 +127,16 @@ pub enum Action {
     PersistTerm(Term),
     /// Make this the last good plan on disk. The next event must be [`Event::PlanPersisted`] or
     /// [`Event::PlanNotPersisted`].
-    PersistPlan(Arc<Plan>),
+    PersistPlan {
+        /// The plan.
+        plan: Arc<Plan>,
+        /// What is loaded beside it, into slots that it leaves empty, by a node that has lost its weights: the plan that was in
+        /// service before, which other nodes may serve still.
+        before: Option<Arc<Plan>>,
+    },
+    /// Let a node that has lost its weights load what this plan names beside the last good plan on disk. The next event
+    /// must be [`Event::StagedPersisted`] or [`Event::StagedNotPersisted`].
+    PersistStaged(Arc<Plan>),
     /// Load the weights of this plan into the worker.
     Boot(Arc<Plan>),
     /// Stage the moves into empty slots, and verify each.

@@ -43,7 +43,8 @@ fn drive(agent: &mut Agent, event: Event, now: Millis) -> Vec<Action> {
     let mut actions = agent.on(event, now);
     let outcome = match actions.last() {
         Some(Action::PersistTerm(_)) => Event::TermPersisted,
-        Some(Action::PersistPlan(_)) => Event::PlanPersisted,
+        Some(Action::PersistPlan { .. }) => Event::PlanPersisted,
+        Some(Action::PersistStaged(_)) => Event::StagedPersisted,
         _ => return actions,
     };
     actions.extend(agent.on(outcome, now));
@@ -145,6 +146,10 @@ fn plan_lost() -> Event {
     Event::PlanNotPersisted { code: RefusalCode::DiskFull, message: "no room".into() }
 }
 
+fn staged_lost() -> Event {
+    Event::StagedNotPersisted { code: RefusalCode::DiskFull, message: "no room".into() }
+}
+
 fn staged(attempt: u64) -> Event {
     Event::Staged { attempt, tally: Tally { slots_verified: 1, ..Tally::default() } }
 }
@@ -154,7 +159,11 @@ fn staged(attempt: u64) -> Event {
 fn brief(action: &Action) -> String {
     match action {
         Action::PersistTerm(term) => format!("term {}", term.revision),
-        Action::PersistPlan(plan) => format!("persist {}", plan.epoch),
+        Action::PersistPlan { plan, before: None } => format!("persist {}", plan.epoch),
+        Action::PersistPlan { plan, before: Some(before) } => {
+            format!("persist {} after {}", plan.epoch, before.epoch)
+        }
+        Action::PersistStaged(plan) => format!("keep {}", plan.epoch),
         Action::Boot(plan) => format!("boot {}", plan.epoch),
         Action::Stage { attempt, .. } => format!("stage {attempt}"),
         Action::Unstage { attempt } => format!("unstage {attempt}"),
@@ -208,11 +217,11 @@ fn check_steps(agent: &mut Agent, steps: &[(Event, u64, &str)]) {
 #[test]
 fn a_plan_is_staged_then_flipped_then_persisted_then_answered() {
     check(&[order(1, &next())], "term 1, stage 1");
-    check(&[order(1, &next()), staged(1)], "prepared 1");
+    check(&[order(1, &next()), staged(1)], "keep 1, prepared 1");
     check(&[order(1, &next()), staged(1), commit(1, &next())], "flip 1");
     let flipped = Event::Flipped { attempt: 1, elapsed_us: 5 };
     let done = [order(1, &next()), staged(1), commit(1, &next()), flipped];
-    let agent = check(&done, "persist 1, applied 1");
+    let agent = check(&done, "persist 1 after 0, applied 1");
     assert_eq!(agent.applied(), Some(id(&next())));
 }
 
@@ -230,12 +239,15 @@ fn answers_go_to_the_leader_on_whatever_stream_it_is() {
     let later = [Event::Connected { stream: LATER }, leader(LATER, 1)];
     check(&[order(1, &next()), moved(SECOND, commit(0, &next()))], "stale_term 1 to 2");
     check(&[order(1, &next()), moved(SECOND, order(2, &next()))], "term 2, unstage 1, stage 2");
-    check(&[order(1, &next()), leader(SECOND, 2), staged(1)], "prepared 1 to 2");
-    check(&[order(1, &next()), standby(SECOND, 2), staged(1)], "");
-    check(&[order(1, &next()), closed(FIRST), staged(1)], "");
-    check(&[&[order(1, &next()), closed(FIRST)], &later[..], &[staged(1)]].concat(), "prepared 1 to 3");
-    check(&[order(1, &next()), standby(FIRST, 1), staged(1)], "");
-    check(&[order(1, &next()), closed(SECOND), staged(1)], "prepared 1");
+    check(&[order(1, &next()), leader(SECOND, 2), staged(1)], "keep 1, prepared 1 to 2");
+    check(&[order(1, &next()), standby(SECOND, 2), staged(1)], "keep 1");
+    check(&[order(1, &next()), closed(FIRST), staged(1)], "keep 1");
+    check(
+        &[&[order(1, &next()), closed(FIRST)], &later[..], &[staged(1)]].concat(),
+        "keep 1, prepared 1 to 3",
+    );
+    check(&[order(1, &next()), standby(FIRST, 1), staged(1)], "keep 1");
+    check(&[order(1, &next()), closed(SECOND), staged(1)], "keep 1, prepared 1");
     check(&[closed(SECOND), moved(SECOND, order(1, &next()))], "");
     check(&[closed(SECOND), leader(SECOND, 1)], "");
 }
@@ -315,21 +327,43 @@ fn a_plan_that_cannot_be_persisted_is_served_and_not_answered_and_nothing_comes_
     check_steps(
         &mut agent,
         &[
-            (staged(1), 0, "prepared 1"),
+            (staged(1), 0, "keep 1"),
+            (Event::StagedPersisted, 0, "prepared 1"),
             (commit(1, &next()), 0, "flip 1"),
-            (flipped, 0, "persist 1"),
+            (flipped, 0, "persist 1 after 0"),
             (plan_lost(), 0, "disk_full 1"),
             (commit(1, &next()), 0, "disk_full 1"),
             (order(1, &next()), 0, "disk_full 1"),
             (further(), 0, "disk_full 2"),
-            (Event::Tick, 1000, "persist 1"),
+            (Event::Tick, 1000, "persist 1 after 0"),
             (plan_lost(), 1000, "disk_full 1"),
-            (Event::Tick, 2000, "persist 1"),
+            (Event::Tick, 2000, "persist 1 after 0"),
             (Event::PlanPersisted, 2000, "applied 1"),
             (further(), 2000, "stage 2"),
         ],
     );
     assert_eq!(agent.applied(), Some(id(&next())));
+}
+
+#[test]
+fn what_is_staged_and_cannot_be_persisted_is_given_up() {
+    let mut agent = agent(Some(boot()));
+    drive(&mut agent, order(1, &next()), Millis(0));
+    check_steps(
+        &mut agent,
+        &[
+            (staged(1), 0, "keep 1"),
+            (staged_lost(), 0, "unstage 1, disk_full 1"),
+            (commit(1, &next()), 0, "not_prepared 1"),
+            (order(1, &next()), 0, "stage 2"),
+        ],
+    );
+}
+
+#[test]
+fn a_plan_that_brings_a_node_nothing_is_prepared_without_a_word_to_the_disk() {
+    let weights = boot().child(boot().layers);
+    check(&[order(1, &weights), staged(1)], "prepared 1");
 }
 
 #[test]
@@ -397,7 +431,7 @@ fn an_abort_forgets_what_was_staged_and_nothing_else() {
     let late = [order(1, &next()), staged(1), commit(1, &next()), abort(1, &next())];
     check(&late, "");
     let flipped = Event::Flipped { attempt: 1, elapsed_us: 0 };
-    check(&[&late[..], &[flipped]].concat(), "persist 1, applied 1");
+    check(&[&late[..], &[flipped]].concat(), "persist 1 after 0, applied 1");
 }
 
 #[test]

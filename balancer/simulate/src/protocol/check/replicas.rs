@@ -1,7 +1,6 @@
 //! I5: every expert has a live replica at all times. Whatever tables a node serves, every slot that they name on any node
-//! whose workers serve holds its expert. A node that lost its weights with its host and boots from its ledger holds that
-//! plan alone, not what it had staged for the next nor what it had not yet given up of the one before: until the unit
-//! serves one plan again its ranks are as good as away.
+//! whose workers serve holds its expert. A node that lost its ledger with its weights boots as the leader says and holds
+//! that plan alone, not what the one before had there: until the unit serves one plan again its ranks are as good as away.
 
 use super::Check;
 use crate::protocol::world::World;

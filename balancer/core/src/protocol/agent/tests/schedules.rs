@@ -37,9 +37,7 @@ fn steps() -> impl Strategy<Value = Vec<(Step, bool)>> {
 
 /// The boot plan, two lines of two children each, and a plan from nowhere; each with its base.
 fn plans() -> Vec<(Plan, Plan)> {
-    let (boot, mut left, mut right) = (boot(), boot().child(boot().layers), boot().child(boot().layers));
-    left.layers[0].share = vec![1, 65536, 0, 65536, 65536, 0, 65535, 0, 0, 0, 0, 0];
-    right.layers[0].share = vec![2, 65536, 0, 65536, 65536, 0, 65534, 0, 0, 0, 0, 0];
+    let (boot, left, right) = (boot(), next(), rival());
     let (left_next, right_next) = (left.child(left.layers.clone()), right.child(right.layers.clone()));
     let stray = left_next.child(boot.layers.clone()).child(boot.layers.clone());
     vec![
@@ -62,6 +60,7 @@ struct World {
     /// The highest told on an open stream, by whoever may command.
     seen: Term,
     disk_plan: Option<PlanId>,
+    disk_staged: Option<PlanId>,
     now: u64,
     work: VecDeque<Action>,
     staged: BTreeMap<u64, Arc<Plan>>,
@@ -77,6 +76,7 @@ impl World {
             disk_term: Term::default(),
             seen: Term::default(),
             disk_plan: boots.then(|| id(&boot())),
+            disk_staged: None,
             now: 0,
             work: VecDeque::new(),
             staged: BTreeMap::new(),
@@ -143,7 +143,9 @@ impl World {
         let heard = term.filter(|_| stream.is_some_and(|stream| self.open.contains(&stream)));
         self.seen = self.seen.max(heard.unwrap_or_default());
         let mut actions = self.agent.on(event, Millis(self.now));
-        if let [only @ (Action::PersistTerm(_) | Action::PersistPlan(_))] = actions.as_slice() {
+        if let [only @ (Action::PersistTerm(_) | Action::PersistPlan { .. } | Action::PersistStaged(_))] =
+            actions.as_slice()
+        {
             let outcome = self.persist(only.clone(), disk)?;
             actions = self.agent.on(outcome, Millis(self.now));
         }
@@ -169,8 +171,17 @@ impl World {
                 self.disk_term = term;
                 Ok(Event::TermPersisted)
             }
-            Action::PersistPlan(plan) => {
+            Action::PersistStaged(plan) => {
+                prop_assert_eq!(plan.parent, self.agent.applied());
+                if !disk {
+                    return Ok(staged_lost());
+                }
+                self.disk_staged = Some(id(&plan));
+                Ok(Event::StagedPersisted)
+            }
+            Action::PersistPlan { plan, before } => {
                 prop_assert_eq!(Some(id(&plan)), self.agent.applied());
+                prop_assert_eq!(before.map(|before| id(&before)), plan.parent);
                 if !disk {
                     return Ok(plan_lost());
                 }
@@ -188,13 +199,18 @@ impl World {
                 prop_assert!(self.open.contains(stream), "answers on a closed stream");
                 prop_assert_eq!(reply.term, self.disk_term);
                 prop_assert_eq!(reply.applied, self.agent.applied());
+                if matches!(reply.outcome, Outcome::Prepared(_)) {
+                    let receives = [next(), rival()].iter().any(|plan| id(plan) == reply.id);
+                    let kept = self.disk_staged == Some(reply.id);
+                    prop_assert_eq!(kept, receives, "said before it is on disk");
+                }
                 if matches!(reply.outcome, Outcome::Applied { .. }) {
                     prop_assert_eq!(self.disk_plan, Some(reply.id), "said before it is on disk");
                 }
                 return Ok(());
             }
             Action::CloseStream { .. } | Action::Introduce { .. } => return Ok(()),
-            Action::PersistTerm(_) | Action::PersistPlan(_) => {
+            Action::PersistTerm(_) | Action::PersistPlan { .. } | Action::PersistStaged(_) => {
                 prop_assert!(false, "{action:?} is not alone");
             }
             Action::Unstage { attempt } => {
