@@ -1,11 +1,13 @@
 //! Prefix index: which ranks have which blocks of KVCache, told by the engines' KV events. See README.md.
 
+mod fullness;
 mod holders;
 mod index;
 
 #[cfg(test)]
 mod index_tests;
 
+pub(crate) use fullness::Fullness;
 pub use index::{InvalidPrefixPolicy, KvOutcome, PrefixCounters, PrefixIndex, PrefixPolicy};
 
 use std::sync::Arc;

@@ -5,8 +5,8 @@ use super::{BlockHash, Decision, RequestId, Router, RoutingEvent};
 use crate::cost_fit::StepCost;
 use crate::ids::Rank;
 use crate::prefill::{
-    Cohort, HELD_PER_RANK, Hit, Home, Homes, Item, MICROBATCHES, Prompt, RankBacklog, RoundBudget, Source,
-    Way, Work, assign, plan_round,
+    Cohort, HELD_PER_RANK, Hit, Home, HomeRank, Homes, Item, MICROBATCHES, Prompt, RankBacklog, RoundBudget,
+    Source, Way, Work, assign, plan_round,
 };
 use crate::units::{Millis, Tokens};
 use rustc_hash::FxHashSet;
@@ -207,11 +207,12 @@ impl Router {
     ) -> Vec<RequestId> {
         let prompts: Vec<Vec<Prompt>> =
             pinned.iter().map(|rank| rank.iter().map(|&(_, p)| p).collect()).collect();
-        let given = ranks.iter().map(|&rank| {
+        let before = ranks.iter().zip(&prompts).map(|(&rank, pinned)| {
             let [first, second] = self.ledger.outstanding(rank);
-            first + second
+            let kept = self.prefixes.as_ref().map_or(0, |prefixes| prefixes.blocks_of(rank));
+            HomeRank { given: first + second, pinned, kept }
         });
-        let mut homes = Homes::new(given.zip(prompts.iter().map(Vec::as_slice)), pair_cost);
+        let mut homes = Homes::new(before, pair_cost);
         let mut scratch = Vec::new();
         let mut free = Vec::with_capacity(held.len());
         let mut coming = Coming::default();
