@@ -59,7 +59,7 @@ impl Goal {
 
     fn verdict(&self) -> &'static str {
         let met = match self.bound {
-            _ if self.beyond && self.ours == self.value => false,
+            _ if self.beyond && self.ours == self.value => return "EVEN",
             Bound::AtMost => self.ours <= self.value,
             Bound::AtLeast => self.ours >= self.value,
         };

@@ -14,7 +14,9 @@ use std::path::Path;
 
 pub(crate) const TITLE: &str = "RECORDED TRACES, replicated with jitter: four prefill units of 32 ranks, KV handed over to one decode unit. Step \
     times are modelled. Goodput: TTFT within 2 s + 1 ms per 10 uncached tokens and TPOT within 50 ms. Load: prefill time with perfect \
-    balance and an endless cache, by what there is";
+    balance and an endless cache, by what there is. The time to a first token that never came counts until the end: three of the 79 \
+    prompts of agentic 5 % have 380 to 450k tokens, which one rank does not run in time, so that every p99 that is not refused is \
+    the same";
 
 /// Arrivals are simulated for so long; caches fill first, then queues settle.
 const END_US: u64 = 210_000_000;
@@ -185,8 +187,8 @@ fn row(
     let name = contender.name();
     for (quantity, value) in [
         ("goodput", shown.goodput_part),
-        ("hit tokens", shown.hit_part()),
-        ("hit tokens of all", shown.hit_part_of_all()),
+        ("hit tokens", shown.hit_part_of_all()),
+        ("hit tokens of those that ran", shown.hit_part()),
         ("TTFT p50 ms", shown.ttft_ms.p50),
         ("TTFT p99 ms", shown.ttft_ms.p99),
         ("TPOT p50 ms", shown.tpot_ms.p50),
@@ -212,6 +214,8 @@ fn row(
 }
 
 /// Decode is compared where all get the same arrivals: behind prefill a policy that lets fewer prompts through has faster steps.
+/// For the same reason hit tokens are those of all that arrived. The part of those that ran is shown beside it and is no goal: who
+/// leaves cold prompts unrun has the higher one, at Mooncake 60 % higher than an endless cache would give for all.
 pub(crate) fn goals(figures: &Figures) -> Vec<Goal> {
     let goal = |case: &str, quantity, bound| {
         let is_peer = |name: &str| !name.starts_with("Evenkeel");
@@ -223,7 +227,6 @@ pub(crate) fn goals(figures: &Figures) -> Vec<Goal> {
             let case = name(case, load_part);
             goals.push(goal(&case, "goodput", Bound::AtLeast));
             goals.push(goal(&case, "hit tokens", Bound::AtLeast));
-            goals.push(goal(&case, "hit tokens of all", Bound::AtLeast));
             goals.push(goal(&case, "TTFT p50 ms", Bound::AtMost));
             goals.push(goal(&case, "TTFT p99 ms", Bound::AtMost));
         }
