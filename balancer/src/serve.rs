@@ -22,7 +22,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::service::Routes;
 
@@ -100,9 +100,9 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let security = security::open(&config)?;
-    let agents_port = bind("agents_listen", config.agents_listen).await?;
-    let admin_port = bind("admin_listen", config.admin_listen).await?;
-    let metrics_port = bind("metrics_listen", config.metrics_listen).await?;
+    let agents_port = bind("agents_listen", config.agents_listen)?;
+    let admin_port = bind("admin_listen", config.admin_listen)?;
+    let metrics_port = bind("metrics_listen", config.metrics_listen)?;
     let local = |l: &TcpListener| l.local_addr().expect("a bound listener has an address");
     let bound =
         Bound { agents: local(&agents_port), admin: local(&admin_port), metrics: local(&metrics_port) };
@@ -186,8 +186,20 @@ pub async fn serve(
     outcome
 }
 
-async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address).await.map_err(|source| ServeError::Bind { key, address, source })
+fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
+    listen(address).map_err(|source| ServeError::Bind { key, address, source })
+}
+
+/// Connections that may wait to be accepted; the kernel takes no more than its `net.core.somaxconn` (4096 as a rule). Ten thousand
+/// agents come back at once when a leader is lost: one that finds the queue full tries again after 1, 2, 4, 8 s, by TCP's own clock.
+const BACKLOG: u32 = 16_384;
+
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // As a restart needs it: connections of the process before may linger.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 fn server_error(ended: Result<Result<(), ServeError>, tokio::task::JoinError>) -> ServeError {
