@@ -14,6 +14,7 @@ mod layout;
 mod staleness;
 mod traces;
 mod whole;
+mod workload;
 
 use clap::{Parser, ValueEnum};
 use comfy_table::Table;

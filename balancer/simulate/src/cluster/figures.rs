@@ -112,8 +112,8 @@ pub struct Figures {
     pub fates: Fates,
     /// Of the measured requests.
     pub measured: Fates,
-    /// First tokens, ms after the arrival. A request that still waits for it counts with what it has waited: a policy that serves
-    /// nobody is not fast.
+    /// First tokens, ms after the arrival. A request that never has one, refused or not, counts with the time until the simulation
+    /// stops: a policy that serves nobody is not fast.
     pub ttft_ms: Spread,
     /// Mean time of a request's further tokens, ms. The hand-off and waiting for decode count.
     pub tpot_ms: Spread,
@@ -318,9 +318,9 @@ impl Course {
         (self.first_token_us > 0).then(|| self.first_token_us - self.arrived_us)
     }
 
-    /// The time to the first token, or how long it has been waited for.
-    fn waited_us(&self, now_us: u64) -> Option<u64> {
-        self.ttft_us().or_else(|| (self.fate == Fate::Open).then(|| now_us - self.arrived_us))
+    /// The time to the first token; to the end if there is none: nobody gets faster by refusing.
+    fn waited_us(&self, stop_us: u64) -> u64 {
+        self.ttft_us().unwrap_or(stop_us - self.arrived_us)
     }
 
     fn tpot_us(&self) -> Option<f64> {
@@ -343,10 +343,10 @@ fn fates<'a>(courses: impl Iterator<Item = &'a Course>) -> Fates {
     fates
 }
 
-/// The figures of requests, measured from `warm_up_us` to `end_us`, at `now_us`; `generates`: whether outputs were simulated.
+/// The figures of requests, measured from `warm_up_us` to `end_us`, in a simulation that stops at `stop_us`; `generates`: whether outputs were simulated.
 pub(super) fn of_courses(
     courses: &[Course],
-    (warm_up_us, end_us, now_us): (u64, u64, u64),
+    (warm_up_us, end_us, stop_us): (u64, u64, u64),
     objectives: &Objectives,
     generates: bool,
 ) -> Figures {
@@ -379,9 +379,7 @@ pub(super) fn of_courses(
         policy: String::new(),
         fates: all,
         measured: of_measured,
-        ttft_ms: Spread::of(
-            measured().filter_map(|c| c.waited_us(now_us)).map(|us| (us as f64 / 1e3) as f32).collect(),
-        ),
+        ttft_ms: Spread::of(measured().map(|c| (c.waited_us(stop_us) as f64 / 1e3) as f32).collect()),
         tpot_ms: Spread::of(
             measured()
                 .filter(|_| generates)
@@ -437,10 +435,10 @@ mod tests {
     }
 
     #[test]
-    fn who_still_waits_for_a_first_token_counts_with_the_time_so_far() {
+    fn who_has_no_first_token_counts_until_the_end() {
         let waits = Course { arrived_us: 1_000, prompt_tokens: 10, output_tokens: 1, ..Course::default() };
         let refused = Course { fate: Fate::Refused, ..waits };
         let figures = of_courses(&[waits, refused], (0, 2_000, 9_000), &Objectives::default(), true);
-        assert_eq!((figures.ttft_ms.count, figures.ttft_ms.max, figures.ttft_met), (1, 8.0, 0.0));
+        assert_eq!((figures.ttft_ms.count, figures.ttft_ms.max, figures.ttft_met), (2, 8.0, 0.0));
     }
 }

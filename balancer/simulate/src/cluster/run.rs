@@ -30,8 +30,8 @@ pub struct Progress {
 /// Virtual time between two calls of the progress callback.
 const PROGRESS_US: u64 = 1_000_000;
 
-/// How much faster prefill is while caches fill: so much that even sessions of 100k tokens, which a rank prefills one a minute,
-/// are all there after a minute.
+/// How much faster prefill is while caches fill, steps and the orders between them alike: so much that even sessions of 100k tokens,
+/// which a rank prefills one a minute, are all there after a minute.
 const FILL_SPEED: u64 = 50;
 
 /// Simulates `requests`, in the order of time, on the units of `setup`. `seat` makes the policy of a unit: its kind, its number
@@ -163,7 +163,7 @@ impl<'a> Run<'a> {
     }
 
     fn play(&mut self, progress: &mut dyn FnMut(Progress)) -> Result<(), SimulationError> {
-        let stop_us = self.setup.end_us + self.setup.grace_us;
+        let stop_us = self.setup.stop_us();
         let mut next_progress_us = 0;
         while let Some(now_us) = self.next_us().filter(|&at| at <= stop_us) {
             self.now_us = now_us;
@@ -295,7 +295,12 @@ impl<'a> Run<'a> {
         if orders.is_empty() {
             return Ok(());
         }
-        let delay = if place.seat.inside_engine() { 0 } else { self.setup.news.order_delay_us };
+        let delay = match place.kind {
+            _ if place.seat.inside_engine() => 0,
+            // Who plans step by step waits for orders between two steps: at full length that would be most of a fill.
+            Kind::Prefill if now_us < self.setup.fill_us => self.setup.news.order_delay_us / FILL_SPEED,
+            _ => self.setup.news.order_delay_us,
+        };
         if place.seat.plans_steps() && place.stepping.is_none() {
             place.not_before_us = now_us + delay;
             self.schedule.at(now_us + delay, Event::Wake { unit });
@@ -556,7 +561,7 @@ impl<'a> Run<'a> {
     }
 
     fn figures(mut self) -> Figures {
-        let window = (self.setup.warm_up_us, self.setup.end_us, self.now_us);
+        let window = (self.setup.warm_up_us, self.setup.end_us, self.setup.stop_us());
         let generates = self.units.len() > self.prefill_units;
         let mut figures = of_courses(&self.courses, window, &self.setup.objectives, generates);
         let mut names: Vec<String> = Vec::new();

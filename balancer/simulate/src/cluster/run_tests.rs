@@ -162,6 +162,19 @@ fn orders_take_their_time_unless_the_policy_runs_inside_the_engine() {
 }
 
 #[test]
+fn while_caches_fill_orders_take_a_fiftieth_as_steps_do() {
+    let check = |fill_us, finished| {
+        let mut setup = setup(Units::Prefill(prefill_pool(1)));
+        setup.news.order_delay_us = 7_000_000;
+        (setup.fill_us, setup.warm_up_us, setup.end_us, setup.grace_us) = (fill_us, 1_000_000, 1_500_000, 0);
+        let figures = run(&setup, &[request(0, 100, 1)]);
+        assert_eq!(figures.fates.finished, finished);
+    };
+    check(1_000_000, 1);
+    check(0, 0);
+}
+
+#[test]
 fn reports_come_at_the_policy_s_own_interval_and_not_while_they_are_lost() {
     let check = |interval_s: f64, lost: &[(u64, u64)], reports: u64| {
         let mut setup = setup(Units::Decode(decode_pool(1)));

@@ -176,7 +176,7 @@ pub struct Setup {
     pub objectives: Objectives,
     /// What happens to ranks.
     pub incidents: Vec<Incident>,
-    /// Until then a prefill step takes a fiftieth of its time, so that caches fill. At most `warm_up_us`.
+    /// Until then a prefill step and the orders for it take a fiftieth of their time, so that caches fill. At most `warm_up_us`.
     pub fill_us: u64,
     /// Requests that arrive earlier and steps that begin earlier are not measured: the units start empty.
     pub warm_up_us: u64,
@@ -198,6 +198,11 @@ const KV_TOKENS_MAX: u64 = 1 << 32;
 const TIME_US_MAX: u64 = 366 * 24 * 3600 * 1_000_000;
 
 impl Setup {
+    /// When the simulation stops if it is not done.
+    pub fn stop_us(&self) -> u64 {
+        self.end_us + self.grace_us
+    }
+
     /// Checks every number.
     pub fn validate(&self) -> Result<(), SetupError> {
         let within = |field, value: u64, min, max| {
