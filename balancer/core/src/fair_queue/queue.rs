@@ -107,8 +107,9 @@ pub struct FairQueue {
     policy: FairPolicy,
     lines: Lines,
     tenants: FxHashMap<TenantId, Tenant>,
-    /// Tenants by requests held per weight.
-    fullness: BTreeSet<(u64, TenantId)>,
+    /// Tenants by requests held per weight, while the queue is about full: nobody asks before, and to keep it takes as long as all
+    /// else that is done for a request.
+    fullness: Option<BTreeSet<(u64, TenantId)>>,
     interactive: Class,
     batch: Class,
     turn: Turn,
@@ -136,7 +137,7 @@ impl FairQueue {
             policy,
             lines: Lines::default(),
             tenants: FxHashMap::default(),
-            fullness: BTreeSet::new(),
+            fullness: None,
             interactive: Class::default(),
             batch: Class::default(),
             turn,
@@ -280,22 +281,32 @@ impl FairQueue {
     ) -> u32 {
         let weight = self.weight(id);
         let tenant = self.tenants.entry(id).or_insert(Tenant { weight, lines: [Line::EMPTY; 2] });
-        self.fullness.remove(&(tenant.fullness(), id));
+        let before = tenant.fullness();
         let line = &mut tenant.lines[priority as usize];
         change(&mut self.lines, line);
         let length = line.length();
-        if tenant.total() == 0 {
+        let after = tenant.fullness();
+        if after == 0 {
             self.tenants.remove(&id);
-        } else {
-            self.fullness.insert((tenant.fullness(), id));
+        }
+        if self.lines.len() < self.policy.held_max / 2 {
+            self.fullness = None;
+        }
+        if let Some(fullness) = &mut self.fullness {
+            fullness.remove(&(before, id));
+            if after > 0 {
+                fullness.insert((after, id));
+            }
         }
         length
     }
 
     /// The tenant that holds the most for its weight; `preferred` if it is one of several: a request that is held
     /// already is not turned away for nothing.
-    fn fullest(&self, preferred: TenantId) -> TenantId {
-        let &(most, fullest) = self.fullness.last().expect("a full queue holds something");
+    fn fullest(&mut self, preferred: TenantId) -> TenantId {
+        let all = || self.tenants.iter().map(|(&id, tenant)| (tenant.fullness(), id)).collect();
+        let &(most, fullest) =
+            self.fullness.get_or_insert_with(all).last().expect("a full queue holds something");
         if self.tenants[&preferred].fullness() == most { preferred } else { fullest }
     }
 

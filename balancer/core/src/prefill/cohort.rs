@@ -66,22 +66,18 @@ pub(super) struct Bins {
 }
 
 impl Bins {
-    fn work(&self, cohort: &Cohort) -> Vec<Work> {
+    /// Work of each bin, and the largest of what cannot be divided, in each dimension.
+    fn work(&self, cohort: &Cohort) -> (Vec<Work>, Work) {
         let mut total = cohort.carried.clone();
-        for (bin, members) in self.members.iter().enumerate() {
+        let mut largest = total.iter().copied().fold(Work::default(), Work::max_each);
+        for ((bin, members), total) in self.members.iter().enumerate().zip(&mut total) {
             for &item in members {
-                total[bin] += cohort.items[item as usize].work_on(rank_of(bin));
+                let work = cohort.items[item as usize].work_on(rank_of(bin));
+                *total += work;
+                largest = largest.max_each(work);
             }
         }
-        total
-    }
-
-    /// The largest of what cannot be divided, in each dimension.
-    fn largest(&self, cohort: &Cohort) -> Work {
-        let items = self.members.iter().enumerate().flat_map(|(bin, members)| {
-            members.iter().map(move |&item| cohort.items[item as usize].work_on(rank_of(bin)))
-        });
-        items.chain(cohort.carried.iter().copied()).fold(Work::default(), Work::max_each)
+        (total, largest)
     }
 }
 
@@ -105,8 +101,8 @@ pub fn assign(cohort: &Cohort) -> Assignment {
     };
     insert_largest_first(&problem, &mut bins);
     // Hits have made the total smaller: the bound is 1 again.
-    let total = bins.work(cohort);
-    let scale = Scale::of(count, total.iter().copied(), bins.largest(cohort));
+    let (total, largest) = bins.work(cohort);
+    let scale = Scale::of(count, total.iter().copied(), largest);
     let problem = Problem::new(&cohort.items, scale);
     bins.loads = total.iter().map(|&work| problem.scale.load(work)).collect();
     repair(&problem, &mut bins);
@@ -124,7 +120,7 @@ fn measure(cohort: &Cohort, bins: &Bins) -> Assignment {
         }
     }
     assert!(bin_of.iter().all(|&bin| bin != usize::MAX), "an item is in no bin");
-    let (total, largest) = (bins.work(cohort), bins.largest(cohort));
+    let (total, largest) = bins.work(cohort);
     Assignment {
         bin_of,
         tokens: Imbalance::of(total.iter().map(|w| w.tokens as f64), largest.tokens as f64),

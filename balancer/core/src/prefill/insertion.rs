@@ -11,12 +11,13 @@ const CHOICES: usize = 4;
 const HIT_CHOICES: usize = 2;
 
 pub(super) fn insert_largest_first(problem: &Problem, bins: &mut Bins) {
-    let largest_first = |item: u32| !key(problem.load_anywhere(item)) << 32 | u128::from(item);
-    let mut order: Vec<u128> = (0..problem.items.len() as u32).map(largest_first).collect();
+    assert!(problem.items.len() <= 1 << NUMBER_BITS, "{} items have no numbers", problem.items.len());
+    let largest_first = |item: u32| !keyed(problem.load_anywhere(item), !item);
+    let mut order: Vec<u64> = (0..problem.items.len() as u32).map(largest_first).collect();
     order.sort_unstable();
     let mut lowest = Lowest::of(&bins.loads);
     let mut near = Vec::new();
-    for item in order.into_iter().map(below) {
+    for item in order.into_iter().map(number_of) {
         near.clear();
         hit_bins(&problem.items[item as usize], bins.loads.len(), &mut near);
         near.extend(lowest.choices());
@@ -55,15 +56,19 @@ fn hit_bins(item: &Item, bins: usize, into: &mut Vec<u32>) {
     }
 }
 
-/// A load's larger part as an integer of the same order: what is sorted by whole numbers is sorted without a branch.
-fn key(load: Load) -> u128 {
+/// Low bits of a key, which are the number of an item or a bin: more than there may be of either. What is left of a load is exact to
+/// one in 10^8.
+const NUMBER_BITS: u32 = 24;
+
+/// A load's larger part, and a number that orders equals, as one integer: what is sorted by whole numbers is sorted without a branch.
+fn keyed(load: Load, number: u32) -> u64 {
     debug_assert!(load.worst() >= 0.0, "work is not negative");
-    u128::from(load.worst().to_bits())
+    let least = (1 << NUMBER_BITS) - 1;
+    (load.worst().to_bits() & !least) | (u64::from(number) & least)
 }
 
-/// The number that stands below a key, by which equals are ordered.
-fn below(keyed: u128) -> u32 {
-    keyed as u32
+fn number_of(keyed: u64) -> u32 {
+    (keyed & ((1 << NUMBER_BITS) - 1)) as u32
 }
 
 /// Bins that are kept in order, of all those that a cohort may have: to keep a few in order and to look for the next now and then
@@ -73,8 +78,8 @@ const FRONT: usize = 64;
 /// The bins of least larger load; ties go to the lower bin.
 struct Lowest {
     /// By load and bin, the lowest last, where they leave from; none of the others is lower.
-    front: Vec<u128>,
-    rest: Vec<u128>,
+    front: Vec<u64>,
+    rest: Vec<u64>,
 }
 
 impl Lowest {
@@ -87,14 +92,14 @@ impl Lowest {
 
     /// The lowest [`CHOICES`], lowest first, or as many as there are.
     fn choices(&self) -> impl Iterator<Item = u32> {
-        self.front.iter().rev().take(CHOICES).map(|&keyed| below(keyed))
+        self.front.iter().rev().take(CHOICES).map(|&keyed| number_of(keyed))
     }
 
     /// A bin is fuller now.
     fn raise(&mut self, bin: u32, to: Load) {
         let raised = keyed(to, bin);
-        let Some(place) = self.front.iter().rposition(|&other| below(other) == bin) else {
-            let place = self.rest.iter().position(|&other| below(other) == bin);
+        let Some(place) = self.front.iter().rposition(|&other| number_of(other) == bin) else {
+            let place = self.rest.iter().position(|&other| number_of(other) == bin);
             self.rest[place.expect("each bin has its place")] = raised;
             return;
         };
@@ -120,10 +125,6 @@ impl Lowest {
         self.front.extend(self.rest.drain(others..));
         self.front.sort_unstable_by(|x, y| y.cmp(x));
     }
-}
-
-fn keyed(load: Load, bin: u32) -> u128 {
-    key(load) << 32 | u128::from(bin)
 }
 
 #[cfg(test)]
