@@ -37,7 +37,14 @@ fn few_requests_are_levelled_out() {
 fn where_nothing_fits_the_worse_dimension_decides() {
     check(&[(1000, 10), (900, 10), (1050, 10)], 2000, Some(1));
     // The rank with least KV has most requests and the other way round: the middle one is best.
-    check(&[(10, 30), (600, 1), (200, 10)], 400, Some(2));
+    check(&[(10, 300), (600, 10), (200, 100)], 400, Some(2));
+}
+
+#[test]
+fn of_a_few_long_contexts_the_kv_decides() {
+    check(&[(500_000, 3), (400_000, 5), (500_000, 4)], 100_000, Some(1));
+    // With ten times as many requests their number counts.
+    check(&[(5_000_000, 30), (4_000_000, 60), (5_000_000, 40)], 1_000_000, Some(0));
 }
 
 #[test]
@@ -45,7 +52,7 @@ fn ties_go_to_the_lower_rank() {
     check(&[(0, 0), (0, 0)], 1, Some(0));
     check(&[(100, 5), (100, 5), (100, 5)], 500, Some(0));
     // The requests decide, and are equal: the one with less KV.
-    check(&[(90, 30), (80, 30), (300, 20)], 1, Some(1));
+    check(&[(90, 300), (80, 300), (300, 200)], 1, Some(1));
 }
 
 #[test]
@@ -99,8 +106,9 @@ proptest! {
         let count = ranks.len() as f64;
         let kv_mean = ((ranks.iter().map(|l| l.kv_tokens).sum::<u64>() + kv) as f64 / count).max(1.0);
         let requests_mean = (ranks.iter().map(|l| l.requests).sum::<u64>() + 1) as f64 / count;
+        let many = (requests_mean / MANY_REQUESTS).min(1.0);
         let worse = |load: &RankLoad| {
-            ((load.kv_tokens + kv) as f64 / kv_mean).max((load.requests + 1) as f64 / requests_mean)
+            ((load.kv_tokens + kv) as f64 / kv_mean).max(many * (load.requests + 1) as f64 / requests_mean)
         };
         let least = ranks.iter().map(worse).fold(f64::INFINITY, f64::min);
         let level = 1.0 + (FOR_GOOD.kv.max(FOR_GOOD.requests) / requests_mean).min(LEVEL_MAX);

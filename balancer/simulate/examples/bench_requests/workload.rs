@@ -5,8 +5,6 @@ use evenkeel_simulate::cluster::{Assumed, Demand, Request, StepTime, demand, of_
 use evenkeel_simulate::trace::{TraceOptions, load};
 use std::path::Path;
 
-/// Copies by which the output of one is measured.
-const SAMPLE_COPIES: u32 = 16;
 /// Fastest and slowest, in parts, that a trace is replayed to come near a load.
 const SPEED_MAX: f64 = 1.5;
 /// Guesses of the speed.
@@ -16,9 +14,11 @@ const SPEEDS_TRIED: usize = 4;
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) file: &'static str,
-    /// Running requests of a decode rank on average, with perfect balance: behind prefill so many at most, for of one or two ranks
-    /// none can be taken away, and more make decode too slow for any policy.
+    /// Running requests of a decode rank behind prefill on average, with perfect balance, at most: of one or two ranks none can be
+    /// taken away, and with more decode is too slow under any policy.
     pub(crate) requests_per_rank: f64,
+    /// The same for decode alone: as many as bring the time per token near its objective.
+    pub(crate) alone_per_rank: f64,
     /// Prompt and output together, at most: engines refuse what is longer.
     pub(crate) context_max: Option<u64>,
     /// Loads of prefill. Steps as long as their longest context bring queues that are first in, first out to saturation between
@@ -43,21 +43,35 @@ fn step_s(requests_per_rank: f64, kv_tokens: f64) -> f64 {
     Assumed::default().decode_us(kv_tokens, requests_per_rank as u32) / 1e6
 }
 
-/// As many copies as keep `case.requests_per_rank` running on each of [`DECODE_RANKS`].
+/// As many copies as keep no more than `case.alone_per_rank` running on each of [`DECODE_RANKS`], on average.
 pub(crate) fn decode_workload(case: &Case, seed: u64) -> Vec<Request> {
-    let window = (WARM_UP_US, END_US);
-    let sample = demand(&read(case, SAMPLE_COPIES, 1.0, seed), window, &Assumed::default());
-    let running = f64::from(DECODE_RANKS) * case.requests_per_rank;
-    let per_copy = sample.output_per_s / f64::from(SAMPLE_COPIES);
-    let copies = running / (per_copy * step_s(case.requests_per_rank, sample.kv_tokens));
-    read(case, copies.round() as u32, 1.0, seed)
+    let is_above = |copies: u32| {
+        let demand = Workload::of(case, copies, 1.0, seed).demand;
+        demand.output_per_s * step_s(case.alone_per_rank, demand.kv_tokens)
+            > case.alone_per_rank * f64::from(DECODE_RANKS)
+    };
+    let [copies, _] = around(is_above);
+    read(case, copies, 1.0, seed)
+}
+
+/// The highest number from 1 for which something that grows with it is not so yet, and the next one.
+fn around(is_above: impl Fn(u32) -> bool) -> [u32; 2] {
+    let (mut below, mut above) = (1, 2);
+    while !is_above(above) {
+        (below, above) = (above, 2 * above);
+    }
+    while above - below > 1 {
+        let middle = u32::midpoint(below, above);
+        if is_above(middle) { above = middle } else { below = middle }
+    }
+    [below, above]
 }
 
 /// What prefill has to do.
 pub(crate) struct Workload {
     pub(crate) requests: Vec<Request>,
-    pub(crate) decode_ranks: u16,
     pub(crate) demand: Demand,
+    pub(crate) decode_ranks: u16,
 }
 
 impl Workload {
@@ -66,7 +80,7 @@ impl Workload {
         let requests = read(case, copies, speed, seed);
         let demand = demand(&requests, (WARM_UP_US, END_US), &Assumed::default());
         let running = demand.output_per_s * step_s(case.requests_per_rank, demand.kv_tokens);
-        Self { requests, decode_ranks: (running / case.requests_per_rank).ceil() as u16, demand }
+        Self { requests, demand, decode_ranks: (running / case.requests_per_rank).ceil() as u16 }
     }
 
     /// Part of the prefill ranks that would be busy.
@@ -101,15 +115,6 @@ impl Workload {
     /// The most copies that are not above the load at the recorded pace, and one more, which has another place in the trace and leaves the
     /// others where they are: at least 1 and 2.
     fn copies_about(case: &Case, load: f64, seed: u64) -> [u32; 2] {
-        let is_above = |copies: u32| Self::of(case, copies, 1.0, seed).load() > load;
-        let (mut below, mut above) = (1, 2);
-        while !is_above(above) {
-            (below, above) = (above, 2 * above);
-        }
-        while above - below > 1 {
-            let middle = u32::midpoint(below, above);
-            if is_above(middle) { above = middle } else { below = middle }
-        }
-        [below, above]
+        around(|copies| Self::of(case, copies, 1.0, seed).load() > load)
     }
 }
