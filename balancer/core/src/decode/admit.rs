@@ -91,7 +91,7 @@ impl Admission {
     }
 
     /// Of the ranks that stay below the level in both dimensions the one with most KV; if there is none, argmin over ranks of
-    /// max(KV over mean KV, requests over mean requests), then the one with less KV. All after adding; ties go to the lower rank.
+    /// max(KV over mean KV, requests over mean requests), then the one with less KV, then fewer requests. All after adding; ties go to the lower rank.
     /// Requests count by [`MANY_REQUESTS`].
     fn place(&mut self, kv_tokens: f64) -> Option<usize> {
         let ranks = self.ranks.len() as f64;
@@ -102,13 +102,13 @@ impl Admission {
         let (kv_level, requests_level) =
             (level(self.level.kv) / kv_scale, level(self.level.requests) / requests_scale);
         let (mut fits, mut fits_kv) = (None, f64::NEG_INFINITY);
-        let (mut least, mut least_worse) = (None, (f64::INFINITY, f64::INFINITY));
+        let (mut least, mut least_worse) = (None, (f64::INFINITY, f64::INFINITY, f64::INFINITY));
         for (index, &(_, kv, requests)) in self.ranks.iter().enumerate() {
             let (kv, requests) = (kv + kv_tokens, requests + 1.0);
             if kv <= kv_level && requests <= requests_level && kv > fits_kv {
                 (fits, fits_kv) = (Some(index), kv);
             }
-            let worse = ((kv * kv_scale).max(requests * requests_scale), kv);
+            let worse = ((kv * kv_scale).max(requests * requests_scale), kv, requests);
             if worse < least_worse {
                 (least, least_worse) = (Some(index), worse);
             }

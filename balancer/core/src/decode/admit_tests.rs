@@ -43,7 +43,9 @@ fn where_nothing_fits_the_worse_dimension_decides() {
 #[test]
 fn of_a_few_long_contexts_the_kv_decides() {
     check(&[(500_000, 3), (400_000, 5), (500_000, 4)], 100_000, Some(1));
-    // With ten times as many requests their number counts.
+    // Of equal KV their number does.
+    check(&[(500_000, 4), (500_000, 3), (500_000, 4)], 100_000, Some(1));
+    // With ten times as many requests it counts by itself.
     check(&[(5_000_000, 30), (4_000_000, 60), (5_000_000, 40)], 1_000_000, Some(0));
 }
 
