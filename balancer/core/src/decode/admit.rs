@@ -20,6 +20,11 @@ const LEVEL_MAX: f64 = 0.05;
 /// few long contexts is most of a step. Even numbers at six contexts of 100k a rank cost 1 to 2 % of the time per token in simulation.
 const MANY_REQUESTS: f64 = 50.0;
 
+/// What a rank's requests over their mean count beside its KV over its mean, if that is how many it has on average: at most 1.
+pub(super) fn weight_of_requests(mean: f64) -> f64 {
+    (mean / MANY_REQUESTS).min(1.0)
+}
+
 /// When nothing moves later: what does not fit today stands out for as long as it runs.
 const FOR_GOOD: Level = Level { kv: 1.25, requests: 1.5 };
 /// When a migration can bring down what stands out.
@@ -91,14 +96,13 @@ impl Admission {
     }
 
     /// Of the ranks that stay below the level in both dimensions the one with most KV; if there is none, argmin over ranks of
-    /// max(KV over mean KV, requests over mean requests), then the one with less KV, then fewer requests. All after adding; ties go to the lower rank.
-    /// Requests count by [`MANY_REQUESTS`].
+    /// max(KV over mean KV, requests over mean requests by their weight), then the one with less KV, then fewer requests. All after
+    /// adding; ties go to the lower rank.
     fn place(&mut self, kv_tokens: f64) -> Option<usize> {
         let ranks = self.ranks.len() as f64;
         let (kv_mean, requests_mean) = ((self.kv_sum / ranks).max(1.0), self.requests_sum / ranks);
         let level = |requests: f64| 1.0 + (requests / requests_mean).min(LEVEL_MAX);
-        let many = (requests_mean / MANY_REQUESTS).min(1.0);
-        let (kv_scale, requests_scale) = (1.0 / kv_mean, many / requests_mean);
+        let (kv_scale, requests_scale) = (1.0 / kv_mean, weight_of_requests(requests_mean) / requests_mean);
         let (kv_level, requests_level) =
             (level(self.level.kv) / kv_scale, level(self.level.requests) / requests_scale);
         let (mut fits, mut fits_kv) = (None, f64::NEG_INFINITY);

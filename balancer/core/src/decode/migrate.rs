@@ -1,6 +1,7 @@
 //! Few moves of running requests, each worth its transfer.
 
 use super::RankLoad;
+use super::admit::weight_of_requests;
 
 /// Ranks that a move may go to: the lowest in the dimension that is relieved. 3 to 144 give the same balance.
 const TARGETS: usize = 6;
@@ -86,7 +87,9 @@ pub struct Migration<Id> {
 ///
 /// Ranks that drain come first, whatever their requests cost. Then the rank that stands out most, in KV or in requests, gives
 /// the request whose move lowers the potential most after its cost; if it has none, the one that stands out most in the
-/// other dimension does. The potential is the sum over ranks of (KV over mean KV)^2 + (requests over mean requests)^2.
+/// other dimension does. The potential is the sum over ranks of (KV over mean KV)^2 + (requests over mean requests)^2; where ranks have
+/// few requests their number weighs less, as in admission: even numbers at five long contexts a rank left KV 1.5 % more uneven than it was
+/// without migrations.
 pub fn plan_migrations<R: RunningRequests>(running: &R, policy: &MigrationPolicy) -> Vec<Migration<R::Id>> {
     if policy.per_step == 0 {
         return Vec::new();
@@ -99,7 +102,7 @@ pub fn plan_migrations<R: RunningRequests>(running: &R, policy: &MigrationPolicy
     planner.moves
 }
 
-/// KV and requests of a rank, or of a move, over the means.
+/// KV and requests of a rank, or of a move, over the means; requests by their weight.
 #[derive(Clone, Copy)]
 struct Relative {
     kv: f64,
@@ -131,7 +134,9 @@ impl<'a, R: RunningRequests> Planner<'a, R> {
             let sum: f64 = up.iter().map(|&rank| of(&loads[rank]) as f64).sum();
             up.len() as f64 / sum.max(1.0)
         };
-        let one = Relative { kv: one_over_mean(|l| l.kv_tokens), requests: one_over_mean(|l| l.requests) };
+        let requests = one_over_mean(|l| l.requests);
+        let one =
+            Relative { kv: one_over_mean(|l| l.kv_tokens), requests: requests * weight_of_requests(1.0 / requests) };
         let relative = |l: &RankLoad| Relative {
             kv: l.kv_tokens as f64 * one.kv,
             requests: l.requests as f64 * one.requests,

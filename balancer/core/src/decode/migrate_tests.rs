@@ -58,10 +58,17 @@ fn check(policy: &MigrationPolicy, ranks: &[(State, &[u64])], expected: &[(usize
 fn the_rank_that_stands_out_gives_what_evens_it_out() {
     // 900 against 300 with equal counts: a swap would be ideal, the nearest single move is 200.
     check(&at_most(1), &[(Up, &[600, 200, 100]), (Up, &[100, 100, 100])], &[(2, 0, 1)]);
-    // Equal KV, and 5 requests against 1: the rank with most gives a small one.
-    check(&at_most(1), &[(Up, &[60, 10, 10, 10, 10]), (Up, &[100])], &[(2, 0, 1)]);
     // The emptier of two targets.
     check(&at_most(1), &[(Up, &[100, 100, 100]), (Up, &[100, 100]), (Up, &[100])], &[(1, 0, 2)]);
+}
+
+#[test]
+fn the_number_of_requests_counts_where_they_are_many() {
+    // Equal KV, and 100 requests against 50: the rank with most gives a small one.
+    let many: Vec<u64> = [505].into_iter().chain([5; 99]).collect();
+    check(&at_most(1), &[(Up, &many), (Up, &[20; 50])], &[(2, 0, 1)]);
+    // 5 against 1: KV that is even stays even.
+    check(&at_most(1), &[(Up, &[60, 10, 10, 10, 10]), (Up, &[100])], &[]);
 }
 
 #[test]
@@ -77,9 +84,9 @@ fn no_more_moves_than_the_policy_allows_and_none_without_gain() {
 fn a_move_that_does_not_pay_for_its_transfer_is_not_made() {
     let ranks: &[(State, &[u64])] = &[(Up, &[10_000, 10_000, 10_000]), (Up, &[10_000])];
     check(&at_most(1), ranks, &[(1, 0, 1)]);
-    // The potential falls by (1.5^2 + 0.5^2 - 2) in both dimensions: 1.0, for 10k tokens.
-    check(&MigrationPolicy { token_cost: 0.0499, ..at_most(1) }, ranks, &[(1, 0, 1)]);
-    check(&MigrationPolicy { token_cost: 0.0501, ..at_most(1) }, ranks, &[]);
+    // The potential falls by (1.5^2 + 0.5^2 - 2) in KV, and by that times (2 / 50)^2 in requests: 0.5008, for 10k tokens and 500 steps.
+    check(&MigrationPolicy { token_cost: 0.02503, ..at_most(1) }, ranks, &[(1, 0, 1)]);
+    check(&MigrationPolicy { token_cost: 0.02505, ..at_most(1) }, ranks, &[]);
     check(&MigrationPolicy { remaining_steps: 0.4, ..at_most(1) }, ranks, &[]);
 }
 
