@@ -135,8 +135,10 @@ impl<'a, R: RunningRequests> Planner<'a, R> {
             up.len() as f64 / sum.max(1.0)
         };
         let requests = one_over_mean(|l| l.requests);
-        let one =
-            Relative { kv: one_over_mean(|l| l.kv_tokens), requests: requests * weight_of_requests(1.0 / requests) };
+        let one = Relative {
+            kv: one_over_mean(|l| l.kv_tokens),
+            requests: requests * weight_of_requests(1.0 / requests),
+        };
         let relative = |l: &RankLoad| Relative {
             kv: l.kv_tokens as f64 * one.kv,
             requests: l.requests as f64 * one.requests,

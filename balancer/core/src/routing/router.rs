@@ -336,5 +336,5 @@ impl Router {
 }
 
 #[cfg(test)]
-#[path = "router_tests.rs"]
+#[path = "router_tests/mod.rs"]
 mod tests;
