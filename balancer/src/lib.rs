@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod page;
 pub mod probes;
 pub mod push;
+mod rank_instruments;
 pub mod records;
 pub mod routing;
 pub mod security;

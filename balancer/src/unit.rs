@@ -1,8 +1,8 @@
 //! What the balancer knows of one unit, and the pure steps from its telemetry to its next plan.
 
-use crate::control_loop::RankInstruments;
 use crate::draft::{self, Drafted};
 use crate::push::PreparedCache;
+use crate::rank_instruments::RankInstruments;
 use crate::telemetry::{CleanWindow, WindowAssembler};
 use evenkeel_core::experts::{self, Solved, Target, Without};
 use evenkeel_core::ids::{Epoch, Rank, UnitId};

@@ -17,8 +17,6 @@ mod store_calls;
 #[cfg(test)]
 mod tests;
 
-pub use gauges::RankInstruments;
-
 use crate::config::Config;
 use crate::draft::{Drafted, unix_ms};
 use crate::election::{ElectionHandle, Standing};
