@@ -34,11 +34,11 @@ pub(crate) async fn serve(
     observer: Arc<dyn Observer>,
     stopped: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
-    let app = Router::new()
+    let files = page::FILES.into_iter().fold(Router::new(), |files, (path, kind, body)| {
+        files.route(path, get(move || async move { asset(kind, body) }))
+    });
+    let app = files
         .route("/metrics", get(metrics))
-        .route("/", get(|| async { asset("text/html; charset=utf-8", page::INDEX) }))
-        .route("/page.css", get(|| async { asset("text/css; charset=utf-8", page::CSS) }))
-        .route("/page.js", get(|| async { asset("text/javascript; charset=utf-8", page::JS) }))
         .route("/api/v1/status", get(status))
         .route("/api/v1/units/{unit}/plans", get(plans))
         .route("/api/v1/units/{unit}/heat", get(heat))

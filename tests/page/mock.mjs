@@ -11,7 +11,9 @@ const PAGE = new URL("../../balancer/src/page/", import.meta.url);
 const FILES = {
   "/": ["index.html", "text/html; charset=utf-8"],
   "/page.css": ["page.css", "text/css; charset=utf-8"],
-  "/page.js": ["page.js", "text/javascript; charset=utf-8"],
+  ...Object.fromEntries(
+    ["page.js", "words.js", "heat.js", "charts.js", "tables.js"].map((file) => [`/${file}`, [file, "text/javascript; charset=utf-8"]]),
+  ),
 };
 /** What a hostile agent might call its unit. */
 export const MARKUP = "<img src=x onerror=document.title='owned'>";

@@ -108,9 +108,11 @@ fn the_page_finds_what_it_reads() {
 #[test]
 fn probes_answer_and_unknown_paths_do_not() {
     let rig = Rig::start(Shape::default());
-    for (path, code) in
-        [("/healthz", 200), ("/readyz", 200), ("/", 200), ("/page.js", 200), ("/nothing", 404)]
-    {
-        assert_eq!(get(&rig.ports.metrics, path).0, code, "{path}");
+    let check = |path: &str, code| assert_eq!(get(&rig.ports.metrics, path).0, code, "{path}");
+    for (path, code) in [("/healthz", 200), ("/readyz", 200), ("/nothing", 404)] {
+        check(path, code);
+    }
+    for (path, ..) in evenkeel::page::FILES {
+        check(path, 200);
     }
 }

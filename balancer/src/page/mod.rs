@@ -4,12 +4,20 @@
 use evenkeel_proto::v1;
 use serde_json::{Map, Value, json};
 
-/// The document.
-pub const INDEX: &str = include_str!("index.html");
-/// Its style.
-pub const CSS: &str = include_str!("page.css");
-/// Its program.
-pub const JS: &str = include_str!("page.js");
+const HTML: &str = "text/html; charset=utf-8";
+const CSS: &str = "text/css; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+
+/// The page's files: path, media type, text.
+pub const FILES: [(&str, &str, &str); 7] = [
+    ("/", HTML, include_str!("index.html")),
+    ("/page.css", CSS, include_str!("page.css")),
+    ("/page.js", SCRIPT, include_str!("page.js")),
+    ("/words.js", SCRIPT, include_str!("words.js")),
+    ("/heat.js", SCRIPT, include_str!("heat.js")),
+    ("/charts.js", SCRIPT, include_str!("charts.js")),
+    ("/tables.js", SCRIPT, include_str!("tables.js")),
+];
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
@@ -156,7 +164,7 @@ mod tests {
 
     #[test]
     fn the_page_names_no_outside_resource() {
-        for file in [INDEX, CSS, JS] {
+        for (_, _, file) in FILES {
             let outside = file.split(['"', '\'', '(']).find(|part| {
                 part.starts_with("http") && !part.starts_with("http://www.w3.org/")
                     || part.starts_with("//cdn")
