@@ -55,7 +55,7 @@ const CASES: [Case; 3] = [
         name: "agentic to 160k",
         file: "agentic_sessions_first80.jsonl.gz",
         requests_per_rank: 6.0,
-        alone_per_rank: 9.5,
+        alone_per_rank: 11.5,
         context_max: Some(163_840),
         loads: [0.1, 0.2, 0.4],
     },
