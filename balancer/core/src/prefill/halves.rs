@@ -12,57 +12,88 @@ const STEPS_MAX: usize = 12;
 /// Moves and swaps items between the halves of each rank. What a rank has in all stays as it is, and so
 /// does what an item costs.
 pub(super) fn even_halves(problem: &Problem, bins: &mut Bins) {
-    let mut loads = [Vec::new(), Vec::new()];
+    let mut changes = [Vec::new(), Vec::new()];
     for first in (0..bins.loads.len()).step_by(MICROBATCHES) {
-        for (half, loads) in loads.iter_mut().enumerate() {
-            loads.clear();
-            let members = &bins.members[first + half];
-            loads.extend(members.iter().map(|&item| problem.load_on(item, rank_of(first))));
+        let rank = rank_of(first);
+        let part = Part::of(bins.loads[first], bins.loads[first + 1]);
+        let mut difference = part.of_mean(bins.loads[first] - bins.loads[first + 1]);
+        for (members, changes) in bins.members[first..].iter().zip(&mut changes) {
+            let change = |&item: &u32| {
+                let load = part.of_mean(problem.load_on(item, rank));
+                load + load
+            };
+            changes.clear();
+            changes.extend(members.iter().map(change));
+            // The last stands for nothing that moves.
+            changes.push(Load::default());
         }
         for _ in 0..STEPS_MAX {
-            let Some((out, back)) = best_step(bins.loads[first], bins.loads[first + 1], &loads) else {
-                break;
-            };
-            let taken = [(0, out), (1, back)].map(|(half, place): (usize, Option<usize>)| {
-                place.map(|p| (bins.members[first + half].swap_remove(p), loads[half].swap_remove(p)))
+            let Some(step) = best_step(difference, &changes) else { break };
+            difference = difference - changes[0][step[0]] + changes[1][step[1]];
+            let taken: [Option<(u32, Load)>; 2] = std::array::from_fn(|half| {
+                let (place, members) = (step[half], &mut bins.members[first + half]);
+                (place < members.len()).then(|| (members.swap_remove(place), take(&mut changes[half], place)))
             });
             for (half, taken) in taken.into_iter().enumerate() {
-                let Some((item, load)) = taken else { continue };
+                let Some((item, change)) = taken else { continue };
+                let load = problem.load_on(item, rank);
                 bins.loads[first + half] = bins.loads[first + half] - load;
                 bins.loads[first + 1 - half] += load;
                 bins.members[first + 1 - half].push(item);
-                loads[1 - half].push(load);
+                put(&mut changes[1 - half], change);
             }
         }
     }
 }
 
-/// The move or swap that makes the halves most alike; `None` when they are alike enough or none helps.
-fn best_step(zero: Load, one: Load, loads: &[Vec<Load>; 2]) -> Option<(Option<usize>, Option<usize>)> {
-    let difference = zero - one;
-    let mean = Load { n: (zero.n + one.n) / 2.0, a: (zero.a + one.a) / 2.0 };
-    let part = |value: f64, mean: f64| if mean > 0.0 { value / mean } else { 0.0 };
-    let uneven = |d: Load| part(d.n, mean.n).abs().max(part(d.a, mean.a).abs());
+/// As `swap_remove` does, but that the last one stays the last.
+fn take(changes: &mut Vec<Load>, place: usize) -> Load {
+    let change = changes[place];
+    let before_last = changes.len() - 2;
+    changes[place] = changes[before_last];
+    changes.remove(before_last);
+    change
+}
+
+/// Before the last one.
+fn put(changes: &mut Vec<Load>, change: Load) {
+    changes.insert(changes.len() - 1, change);
+}
+
+/// One over the mean half of a rank, which no exchange changes; 0 where there is nothing.
+#[derive(Clone, Copy)]
+struct Part(Load);
+
+impl Part {
+    fn of(zero: Load, one: Load) -> Self {
+        let part = |sum: f64| if sum > 0.0 { 2.0 / sum } else { 0.0 };
+        let both = zero + one;
+        Self(Load { n: part(both.n), a: part(both.a) })
+    }
+
+    fn of_mean(self, load: Load) -> Load {
+        Load { n: load.n * self.0.n, a: load.a * self.0.a }
+    }
+}
+
+/// The places of what half 0 gives and half 1 gives back so that the halves are most alike, the last place for nothing; `None` when they
+/// are alike enough or nothing helps. All are parts of the mean half, and what moves counts twice, as one half loses what the other gains.
+fn best_step(difference: Load, changes: &[Vec<Load>; 2]) -> Option<[usize; 2]> {
+    let uneven = |d: Load| d.n.abs().max(d.a.abs());
     let now = uneven(difference);
     if now <= EVEN_ENOUGH {
         return None;
     }
     let mut best = (now, None);
-    let mut consider = |d: Load, step| {
-        let after = uneven(d);
-        if after < best.0 {
-            best = (after, Some(step));
+    for (out, &given) in changes[0].iter().enumerate() {
+        let left = difference - given;
+        // The least first and where it is only if it is better: seldom, and a loop without a branch is several times faster.
+        let after = || changes[1].iter().map(|&returned| uneven(left + returned));
+        let least = after().fold(f64::INFINITY, |x, y| if y < x { y } else { x });
+        if least < best.0 {
+            let back = after().position(|after| after == least).expect("it is one of them");
+            best = (least, Some([out, back]));
         }
-    };
-    for (out, &moved) in loads[0].iter().enumerate() {
-        let after = difference - moved - moved;
-        consider(after, (Some(out), None));
-        for (back, &returned) in loads[1].iter().enumerate() {
-            consider(after + returned + returned, (Some(out), Some(back)));
-        }
-    }
-    for (back, &returned) in loads[1].iter().enumerate() {
-        consider(difference + returned + returned, (None, Some(back)));
     }
     best.1
 }
