@@ -95,9 +95,11 @@ pub fn assign(cohort: &Cohort) -> Assignment {
     let all = carried().chain(cohort.items.iter().map(Item::work_anywhere));
     let largest = all.clone().fold(Work::default(), Work::max_each);
     let problem = Problem::new(&cohort.items, Scale::of(count, all, largest));
+    // Room for half as many again as a bin gets on average: few bins ask for more.
+    let room = cohort.items.len() * 3 / 2 / count.max(1) + 1;
     let mut bins = Bins {
         loads: carried().map(|work| problem.scale.load(work)).collect(),
-        members: vec![Vec::new(); count],
+        members: (0..count).map(|_| Vec::with_capacity(room)).collect(),
     };
     insert_largest_first(&problem, &mut bins);
     // Hits have made the total smaller: the bound is 1 again.
