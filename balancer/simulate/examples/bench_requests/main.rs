@@ -34,6 +34,9 @@ struct Arguments {
     /// Seeds of the workloads. 1 to 3 were tuned on.
     #[arg(long, value_delimiter = ',', default_values_t = [4, 5])]
     seeds: Vec<u64>,
+    /// Recorded traces are simulated for so many seconds after the last arrival; what has no first token then counts until then.
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    grace_s: u32,
 }
 
 /// A part of the bench: one file, one table, its own goals.
@@ -59,11 +62,12 @@ impl Part {
         }
     }
 
-    fn run(self, seeds: &[u64], figures: &mut Figures) -> Table {
+    fn run(self, arguments: &Arguments, figures: &mut Figures) -> Table {
+        let seeds = &arguments.seeds[..];
         match self {
             Part::Whole => whole::run(seeds, figures),
             Part::Chunked => chunked::run(seeds, figures),
-            Part::Traces => traces::run(seeds, figures),
+            Part::Traces => traces::run(seeds, arguments.grace_s, figures),
             Part::Decode => decode::run(seeds, figures),
             Part::Decisions => decisions::run(seeds, figures),
             Part::Staleness => staleness::run(seeds, figures),
@@ -89,7 +93,7 @@ fn main() {
     let parts: Vec<Part> = Part::value_variants().iter().filter(chosen).copied().collect();
     let mut goals = Vec::new();
     for part in parts {
-        let table = part.run(&arguments.seeds, &mut figures);
+        let table = part.run(&arguments, &mut figures);
         goals.extend(part.goals(&figures));
         if !arguments.json {
             println!("{}\n{table}\n", part.title());

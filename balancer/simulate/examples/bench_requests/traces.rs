@@ -64,7 +64,7 @@ const CASES: [Case; 3] = [
 /// Ranks of the cases without prefill.
 pub(crate) const DECODE_RANKS: u16 = 32;
 
-fn setup(units: Units, seed: u64) -> Setup {
+fn setup(units: Units, seed: u64, grace_s: u32) -> Setup {
     Setup {
         units,
         news: News::default(),
@@ -73,7 +73,7 @@ fn setup(units: Units, seed: u64) -> Setup {
         fill_us: FILL_US,
         warm_up_us: WARM_UP_US,
         end_us: END_US,
-        grace_us: 120_000_000,
+        grace_us: u64::from(grace_s) * 1_000_000,
         seed,
     }
 }
@@ -97,7 +97,7 @@ fn decode_name(case: &Case) -> String {
     format!("{}, decode alone", case.name)
 }
 
-pub(crate) fn run(seeds: &[u64], figures: &mut Figures) -> Table {
+pub(crate) fn run(seeds: &[u64], grace_s: u32, figures: &mut Figures) -> Table {
     let mut table = new_table(&[
         "trace and load",
         "policy",
@@ -118,7 +118,7 @@ pub(crate) fn run(seeds: &[u64], figures: &mut Figures) -> Table {
     for case in &CASES {
         for load_part in case.loads {
             let workload = Workload::nearest(case, load_part, seed);
-            let setup = setup(disaggregated(workload.decode_ranks), seed);
+            let setup = setup(disaggregated(workload.decode_ranks), seed, grace_s);
             let case = name(case, load_part);
             table.add_row(bound(&case, &workload));
             for contender in contenders() {
@@ -126,7 +126,7 @@ pub(crate) fn run(seeds: &[u64], figures: &mut Figures) -> Table {
             }
         }
     }
-    let setup = setup(Units::Decode(decode_pool(DECODE_RANKS)), seed);
+    let setup = setup(Units::Decode(decode_pool(DECODE_RANKS)), seed, grace_s);
     for case in &CASES {
         let requests = decode_workload(case, seed);
         for contender in contenders() {
