@@ -16,6 +16,6 @@ mod work;
 
 pub use chunks::{Chunk, HELD_PER_RANK, Prompt, RankBacklog, Round, RoundBudget, Source, plan_round};
 pub use cohort::{Assignment, Cohort, MICROBATCHES, assign};
-pub use home::{Home, HomeRank, Homes, Way};
+pub use home::{HomeRank, Homes, Way};
 pub use item::{Hit, Item};
 pub use work::{Imbalance, Work};

@@ -1,6 +1,7 @@
 //! The index of one unit: events in, hits of a prompt on every rank out.
 
 use super::holders::Holders;
+use super::kept_hits::{KeptHits, record};
 use super::{BLOCKS_MAX, BlockHash, KvChange};
 use crate::ids::Rank;
 use crate::topology::RANKS_MAX;
@@ -102,6 +103,8 @@ pub struct PrefixIndex {
     expected_since: Millis,
     /// Per rank: the number of its last event.
     sequences: Vec<Option<u64>>,
+    /// Times that hits may have changed.
+    changes: u64,
     counters: PrefixCounters,
 }
 
@@ -126,6 +129,7 @@ impl PrefixIndex {
             expected: [expected.clone(), expected],
             expected_since: Millis(0),
             sequences: vec![None; usize::from(ranks)],
+            changes: 0,
             counters: PrefixCounters::default(),
         })
     }
@@ -148,6 +152,7 @@ impl PrefixIndex {
             self.drop_blocks(rank);
         }
         self.sequences[rank.index()] = Some(sequence);
+        self.changes += 1;
         self.counters.applied += 1;
         let parent_known = self.change(rank, change);
         if !parent_known {
@@ -164,6 +169,7 @@ impl PrefixIndex {
     /// used. Counts them as used now.
     pub fn expect(&mut self, rank: Rank, blocks: &[BlockHash]) {
         assert!(rank.0 < self.ranks, "a prompt was dispatched to rank {rank} of {}", self.ranks);
+        self.changes += 1;
         // From the end: of one prompt, the first block is forgotten last, because without it the others are no hits.
         for &block in blocks.iter().rev() {
             if !self.stored.touch(block, rank) {
@@ -178,6 +184,7 @@ impl PrefixIndex {
         if elapsed < self.policy.expected_ms {
             return;
         }
+        self.changes += 1;
         let [young, old] = &mut self.expected;
         old.clear();
         std::mem::swap(young, old);
@@ -190,6 +197,7 @@ impl PrefixIndex {
     /// The rank went down, or starts again: nothing is known of it, and its next event may have any number.
     pub fn forget(&mut self, rank: Rank) {
         assert!(rank.0 < self.ranks, "rank {rank} of {} is forgotten", self.ranks);
+        self.changes += 1;
         self.drop_blocks(rank);
         self.sequences[rank.index()] = None;
     }
@@ -198,19 +206,52 @@ impl PrefixIndex {
     pub fn hits(&self, blocks: &[BlockHash], hits: &mut Vec<u32>) {
         hits.clear();
         hits.resize(usize::from(self.ranks), 0);
-        let words = hits.len().div_ceil(64);
+        self.walk(blocks, |depth, ranks| record(hits, ranks, depth));
+    }
+
+    /// The same, kept: what was looked up before is only looked at where it ends, which is where ranks gain and lose blocks. An
+    /// engine that gives up a block and keeps what follows it leaves these hits too high until the end is gone as well.
+    pub fn keep_hits(&self, blocks: &[BlockHash], kept: &mut KeptHits) {
+        let looked_up = kept.as_of.is_some();
+        if kept.as_of.replace(self.changes) == Some(self.changes) || (looked_up && self.still_end(blocks, kept)) {
+            return;
+        }
+        kept.clear();
+        self.walk(blocks, |depth, ranks| kept.push(depth, ranks));
+    }
+
+    /// Whether every rank has its last hit still, and not the block after it.
+    fn still_end(&self, blocks: &[BlockHash], kept: &KeptHits) -> bool {
+        let words = usize::from(self.ranks).div_ceil(64);
+        let (all, none) = ([u64::MAX; WORDS_MAX], [0; WORDS_MAX]);
+        let levels = std::iter::once((0, &all[..words])).chain(kept.levels());
+        let next = kept.levels().map(|(_, ranks)| ranks).chain([&none[..words]]);
+        levels.zip(next).all(|((depth, ranks), next)| {
+            let depth = depth as usize;
+            let last = depth.checked_sub(1).map(|last| self.holders_of(blocks[last]));
+            let after = blocks.get(depth).map(|&block| self.holders_of(block));
+            (0..words).all(|word| {
+                last.is_none_or(|held| ranks[word] & !of_word(&held, word) == 0)
+                    && after.is_none_or(|held| ranks[word] & of_word(&held, word) == next[word])
+            })
+        })
+    }
+
+    /// Calls `level` with each number of leading blocks that some rank has no more than, in growing order, and with the ranks that
+    /// have at least these.
+    fn walk(&self, blocks: &[BlockHash], mut level: impl FnMut(u32, &[u64])) {
         let mut all = [u64::MAX; WORDS_MAX];
-        let active = &mut all[..words];
+        let active = &mut all[..usize::from(self.ranks).div_ceil(64)];
         for (depth, &block) in blocks.iter().enumerate() {
-            let holders = self.layers().map(|layer| layer.get(block));
+            let holders = self.holders_of(block);
+            let leaves = |(word, active): (usize, &u64)| *active & !of_word(&holders, word) != 0;
+            // At the first block everybody drops out who has nothing.
+            if depth > 0 && active.iter().enumerate().any(leaves) {
+                level(depth as u32, active);
+            }
             let mut any = 0;
             for (word, active) in active.iter_mut().enumerate() {
-                let held = holders.iter().flatten().fold(0, |held, ranks| held | ranks[word]);
-                // At the first block everybody drops out who has nothing: those are 0 already.
-                if depth > 0 {
-                    record(hits, word, *active & !held, depth);
-                }
-                *active &= held;
+                *active &= of_word(&holders, word);
                 any |= *active;
             }
             if any == 0 {
@@ -218,8 +259,13 @@ impl PrefixIndex {
             }
         }
         if !blocks.is_empty() {
-            active.iter().enumerate().for_each(|(word, &active)| record(hits, word, active, blocks.len()));
+            level(blocks.len() as u32, active);
         }
+    }
+
+    /// Bit sets of the ranks that have a block or will have it.
+    fn holders_of(&self, block: BlockHash) -> [Option<&[u64]>; 3] {
+        self.layers().map(|layer| layer.get(block))
     }
 
     /// Blocks that a rank has or is expected to have; one that is both counts twice.
@@ -287,14 +333,7 @@ impl PrefixIndex {
     }
 }
 
-/// Every rank of the word's bit set has `blocks` hits.
-fn record(hits: &mut [u32], word: usize, mut ranks: u64, blocks: usize) {
-    while ranks != 0 {
-        let rank = word * 64 + ranks.trailing_zeros() as usize;
-        // The last word of the first, full set has bits beyond the unit; no block has them.
-        if let Some(hits) = hits.get_mut(rank) {
-            *hits = blocks as u32;
-        }
-        ranks &= ranks - 1;
-    }
+/// One word of the ranks that are in any of these sets.
+fn of_word(holders: &[Option<&[u64]>; 3], word: usize) -> u64 {
+    holders.iter().flatten().fold(0, |held, ranks| held | ranks[word])
 }

@@ -223,6 +223,39 @@ proptest! {
     }
 
     #[test]
+    fn kept_hits_are_never_too_low_and_too_high_only_while_the_last_is_there(ops in ops()) {
+        let (mut index, mut model, mut kept) = (index(TIGHT), Model::default(), KeptPrompts::default());
+        for op in &ops {
+            play(&mut index, &mut model, op);
+            kept.check(&index, |rank, blocks, found, looked_up| {
+                let last = || hits(&index, &blocks[found as usize - 1..found as usize])[rank];
+                found == looked_up || (found > looked_up && last() == 1)
+            });
+        }
+    }
+
+    #[test]
+    fn kept_hits_are_right_where_engines_give_up_the_ends_first(ops in ops()) {
+        let (mut index, mut model, mut kept) = (index(ROOMY), Model::default(), KeptPrompts::default());
+        for op in &ops {
+            match op {
+                // All that may follow goes with it.
+                Op::Event { rank, skip, change: KvChange::Removed { blocks } } if !blocks.is_empty() => {
+                    let before = blocks[0].0 % 1000;
+                    for family in 0..3 {
+                        let change = removed(&prompt(family, 16)[before as usize..]);
+                        play(&mut index, &mut model, &Op::Event { rank: *rank, skip: *skip, change });
+                    }
+                }
+                // An end may be announced of which the beginning is only expected, and that ends before it.
+                Op::Expect { .. } => {}
+                op => play(&mut index, &mut model, op),
+            }
+            kept.check(&index, |_, _, found, looked_up| found == looked_up);
+        }
+    }
+
+    #[test]
     fn the_same_events_make_the_same_index(ops in ops()) {
         let run = || {
             let (mut index, mut model) = (index(TIGHT), Model::default());
@@ -230,6 +263,30 @@ proptest! {
             index
         };
         prop_assert_eq!(run(), run());
+    }
+}
+
+/// A held prompt of each family, and what was kept of it.
+#[derive(Default)]
+struct KeptPrompts([KeptHits; 3]);
+
+impl KeptPrompts {
+    /// Looks again; `allowed` says of each rank's hits, as kept and as looked up from the beginning, whether that may be.
+    #[track_caller]
+    fn check(&mut self, index: &PrefixIndex, allowed: impl Fn(usize, &[BlockHash], u32, u32) -> bool) {
+        for (family, kept) in self.0.iter_mut().enumerate() {
+            let blocks = prompt(family as u64, 16);
+            index.keep_hits(&blocks, kept);
+            let mut found = Vec::new();
+            kept.spread(UNIT, &mut found);
+            let looked_up = hits(index, &blocks);
+            for (rank, (&found, &looked_up)) in found.iter().zip(&looked_up).enumerate() {
+                assert!(
+                    allowed(rank, &blocks, found, looked_up),
+                    "rank {rank}, family {family}: {found}, {looked_up}"
+                );
+            }
+        }
     }
 }
 
@@ -409,4 +466,26 @@ fn the_blocks_of_each_rank_are_counted() {
     index.apply(other, 3, &KvChange::Cleared);
     index.forget(one);
     assert_eq!(counts(&index), (0, 0));
+}
+
+#[test]
+fn of_many_different_hits_the_most_are_kept_and_the_fewest() {
+    let (mut index, p) = (index(ROOMY), prompt(0, 40));
+    for rank in 0..30 {
+        index.apply(Rank(rank), 1, &stored(None, &p[..usize::from(rank) + 1]));
+    }
+    let mut kept = KeptHits::default();
+    let mut look = |index: &PrefixIndex| {
+        let mut hits = Vec::new();
+        index.keep_hits(&p, &mut kept);
+        kept.spread(UNIT, &mut hits);
+        hits
+    };
+    // Sixteen numbers of hits: 1, and 16 to 30.
+    let expected = |rank: u32| if rank < 15 { 1 } else { rank + 1 };
+    assert_eq!(look(&index)[..30], (0..30).map(expected).collect::<Vec<_>>());
+    // What is not kept is looked up again.
+    index.apply(Rank(5), 2, &stored(Some(p[5]), &p[6..35]));
+    let found = look(&index);
+    assert_eq!((found[4], found[5], found[29]), (1, 35, 30));
 }

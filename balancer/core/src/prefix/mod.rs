@@ -3,12 +3,14 @@
 mod fullness;
 mod holders;
 mod index;
+mod kept_hits;
 
 #[cfg(test)]
 mod index_tests;
 
 pub(crate) use fullness::Fullness;
 pub use index::{InvalidPrefixPolicy, KvOutcome, PrefixCounters, PrefixIndex, PrefixPolicy};
+pub use kept_hits::KeptHits;
 
 use std::sync::Arc;
 

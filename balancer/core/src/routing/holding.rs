@@ -3,6 +3,7 @@
 use super::{BlockHash, Decision, REFUSED_HELD_FULL, REFUSED_TENANT_HELD_FULL, RequestId, RoutingEvent};
 use crate::fair_queue::{Admission, FairQueue, HeldRequest, InvalidFairPolicy, Refusal, TenantId};
 use crate::policy::RoutingPolicy;
+use crate::prefix::{KeptHits, PrefixIndex};
 use crate::units::Millis;
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
@@ -12,12 +13,20 @@ use std::sync::Arc;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Holding {
     queue: FairQueue,
-    /// Of the held requests that have any.
-    blocks: FxHashMap<RequestId, Arc<[BlockHash]>>,
+    /// Of the held requests that have any blocks.
+    prefixes: FxHashMap<RequestId, HeldPrefix>,
     /// Of the prompts that have begun and are not wholly dispatched, with when their rank was last said to expect them.
     begun: FxHashMap<RequestId, (Arc<[BlockHash]>, Millis)>,
     held_max: usize,
     tenant_held_max: usize,
+}
+
+/// What a held prompt has in common with others.
+#[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+struct HeldPrefix {
+    blocks: Arc<[BlockHash]>,
+    hits: KeptHits,
 }
 
 impl Holding {
@@ -26,7 +35,7 @@ impl Holding {
         let (held_max, tenant_held_max) = (policy.held_max, policy.fairness().tenant_held_max);
         Ok(Self {
             queue,
-            blocks: FxHashMap::default(),
+            prefixes: FxHashMap::default(),
             begun: FxHashMap::default(),
             held_max,
             tenant_held_max,
@@ -40,14 +49,15 @@ impl Holding {
             panic!("only arrivals are held");
         };
         if !blocks.is_empty() {
-            self.blocks.insert(request, Arc::clone(blocks));
+            let held = HeldPrefix { blocks: Arc::clone(blocks), hits: KeptHits::default() };
+            self.prefixes.insert(request, held);
         }
         let (refused, refusal) = match self.queue.push(HeldRequest { request, tenant, priority, cost }) {
             Admission::Held => return None,
             Admission::Displaced { request, refusal } => (request, refusal),
             Admission::Refused(refusal) => (request, refusal),
         };
-        self.blocks.remove(&refused);
+        self.prefixes.remove(&refused);
         Some(self.refusal(refused, tenant, refusal))
     }
 
@@ -82,7 +92,19 @@ impl Holding {
 
     /// Blocks of a held request.
     pub(super) fn blocks(&self, request: RequestId) -> &[BlockHash] {
-        self.blocks.get(&request).map_or(&[], |blocks| blocks)
+        self.prefixes.get(&request).map_or(&[], |held| &held.blocks)
+    }
+
+    /// Looks at what ranks have of a held request's blocks.
+    pub(super) fn keep_hits(&mut self, request: RequestId, index: &PrefixIndex) {
+        if let Some(held) = self.prefixes.get_mut(&request) {
+            index.keep_hits(&held.blocks, &mut held.hits);
+        }
+    }
+
+    /// What ranks had of a held request's blocks at the last look; `None` where it has no blocks.
+    pub(super) fn hits(&self, request: RequestId) -> Option<&KeptHits> {
+        self.prefixes.get(&request).map(|held| &held.hits)
     }
 
     /// A prompt with blocks has begun, and is not wholly dispatched.
@@ -103,29 +125,31 @@ impl Holding {
         self.begun.remove(&request);
     }
 
-    /// Begun prompts whose rank was told more than `age_ms` ago; from now on they count as told.
-    pub(super) fn aged(&mut self, now: Millis, age_ms: u64) -> Vec<(RequestId, Arc<[BlockHash]>)> {
-        let old = self.begun.iter_mut().filter(|(_, (_, told))| now.since(*told) >= age_ms);
-        let mut old: Vec<_> = old
-            .map(|(&request, (blocks, told))| {
-                *told = now;
-                (request, Arc::clone(blocks))
-            })
-            .collect();
-        old.sort_unstable_by_key(|(request, _)| *request);
-        old
+    /// Begun prompts whose rank was told `age_ms` ago or longer, the longest ago first.
+    pub(super) fn aged(&self, now: Millis, age_ms: u64) -> Vec<RequestId> {
+        let aged = self.begun.iter().filter(|(_, (_, told))| now.since(*told) >= age_ms);
+        let mut aged: Vec<(Millis, RequestId)> = aged.map(|(&request, &(_, told))| (told, request)).collect();
+        aged.sort_unstable();
+        aged.into_iter().map(|(_, request)| request).collect()
+    }
+
+    /// The rank of a begun prompt is told of it again; returns its blocks.
+    pub(super) fn tell_again(&mut self, request: RequestId, now: Millis) -> Arc<[BlockHash]> {
+        let (blocks, told) = self.begun.get_mut(&request).expect("it has begun");
+        *told = now;
+        Arc::clone(blocks)
     }
 
     /// Takes a request out because a rank has it; its tenant is charged.
     pub(super) fn serve(&mut self, request: RequestId) -> Option<Arc<[BlockHash]>> {
         self.queue.serve(request);
-        self.blocks.remove(&request)
+        self.prefixes.remove(&request).map(|held| held.blocks)
     }
 
     /// Takes a request out that is gone.
     pub(super) fn remove(&mut self, request: RequestId) {
         self.queue.remove(request);
-        self.blocks.remove(&request);
+        self.prefixes.remove(&request);
         self.begun.remove(&request);
     }
 

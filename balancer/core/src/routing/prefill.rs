@@ -5,7 +5,7 @@ use super::{BlockHash, Decision, RequestId, Router, RoutingEvent};
 use crate::cost_fit::StepCost;
 use crate::ids::Rank;
 use crate::prefill::{
-    Cohort, HELD_PER_RANK, Hit, Home, HomeRank, Homes, Item, MICROBATCHES, Prompt, RankBacklog, RoundBudget,
+    Cohort, HELD_PER_RANK, Hit, HomeRank, Homes, Item, MICROBATCHES, Prompt, RankBacklog, RoundBudget,
     Source, Way, Work, assign, plan_round,
 };
 use crate::units::{Millis, Tokens};
@@ -22,6 +22,14 @@ impl Router {
         let micros = cost.token_us * work.tokens as f64 + cost.pair_us * work.attention as f64;
         let refusal = self.holding.push(arrival, micros as u64);
         self.turn_away(refusal, decisions);
+        self.keep_hits(&[request]);
+    }
+
+    /// What ranks have of these held prompts is looked at again.
+    fn keep_hits(&mut self, held: &[RequestId]) {
+        if let Some(prefixes) = &self.prefixes {
+            held.iter().for_each(|&request| self.holding.keep_hits(request, prefixes));
+        }
     }
 
     /// `before`: requests that had arrived before the batch.
@@ -45,16 +53,28 @@ impl Router {
                     let draining: Vec<Rank> = self.ledger.ranks_in(RankPhase::Draining).collect();
                     self.dispatch_round(now, &draining, &[], round_tokens, decisions);
                     let up = self.ranks_by_cache();
-                    // Each is looked up in the prefix index, and no more are planned with.
-                    let seen = HELD_PER_RANK * up.len();
-                    let held: Vec<RequestId> = self.holding.in_order().take(seen).collect();
+                    let held = self.seen(up.len(), round_tokens);
                     self.renew_expectations(now);
+                    self.keep_hits(&held);
                     self.dispatch_round(now, &up, &held, round_tokens, decisions);
                 }
                 None => self.dispatch_cohort(decisions),
             }
         }
         decisions.extend(self.ledger.held_since(before).map(|request| Decision::Hold { request }));
+    }
+
+    /// The held prompts that a round is planned with, for each is weighed on every rank: the next ones, no more than fill two rounds
+    /// once they are [`HELD_SEEN`], and no more than [`HELD_PER_RANK`] a rank.
+    pub(super) fn seen(&self, ranks: usize, round_tokens: u64) -> Vec<RequestId> {
+        let mut room = 2 * round_tokens * ranks as u64;
+        let held = self.holding.in_order().take(HELD_PER_RANK * ranks).enumerate();
+        held.map_while(|(index, request)| {
+            let open = room > 0 || index < HELD_SEEN;
+            room = room.saturating_sub(self.ledger.rest(request).remaining);
+            open.then_some(request)
+        })
+        .collect()
     }
 
     /// The ranks that are up, with the least in their cache first: of ranks that have as little to do the first is taken, and a prompt
@@ -75,6 +95,7 @@ impl Router {
         if chosen.is_empty() {
             return;
         }
+        self.keep_hits(&chosen);
         let mut hits = Vec::new();
         let items: Vec<Item> = chosen.iter().map(|&request| self.item(request, &up, &mut hits)).collect();
         let cohort = Cohort { carried, items };
@@ -112,10 +133,9 @@ impl Router {
     /// A held prompt with what the ranks that are up have of it; `hits` is scratch.
     fn item(&self, request: RequestId, up: &[Rank], hits: &mut Vec<u32>) -> Item {
         let prompt = self.ledger.rest(request);
-        let blocks = self.holding.blocks(request);
         let mut item = Item::from(prompt);
-        if let Some(prefixes) = self.prefixes.as_ref().filter(|_| !blocks.is_empty()) {
-            prefixes.hits(blocks, hits);
+        if let Some(kept) = self.holding.hits(request) {
+            kept.spread(self.ranks(), hits);
             let tokens = |rank: &Rank| u64::from(hits[rank.index()]) * self.policy.block_tokens;
             let own = up.iter().map(tokens).enumerate().filter(|&(_, tokens)| tokens > prompt.context);
             item.hits.extend(own.map(|(rank, tokens)| Hit { rank, tokens }));
@@ -123,12 +143,18 @@ impl Router {
         item
     }
 
-    /// A prompt may take longer than an expectation lives.
+    /// A prompt may take longer than an expectation lives. What it was given long since has run, and is announced.
     fn renew_expectations(&mut self, now: Millis) {
-        for (request, blocks) in self.holding.aged(now, self.policy.prefix.expected_ms / 2) {
-            if let Some(rank) = self.ledger.rank_of(request) {
-                self.expect_prefixes(rank, &blocks);
+        let mut room = RENEWED_BLOCKS_MAX;
+        for request in self.holding.aged(now, self.policy.prefix.expected_ms / 2) {
+            if room == 0 {
+                return;
             }
+            let blocks = self.holding.tell_again(request, now);
+            let given = (self.ledger.rest(request).context / self.policy.block_tokens) as usize;
+            let (rest, rank) = (blocks.get(given..).unwrap_or_default(), self.ledger.rank_of(request));
+            self.expect_prefixes(rank.expect("what has begun has a rank"), rest);
+            room = room.saturating_sub(rest.len());
         }
     }
 
@@ -205,6 +231,9 @@ impl Router {
         pair_cost: f64,
         pinned: &mut [Vec<(RequestId, Prompt)>],
     ) -> Vec<RequestId> {
+        if held.is_empty() {
+            return Vec::new();
+        }
         let prompts: Vec<Vec<Prompt>> =
             pinned.iter().map(|rank| rank.iter().map(|&(_, p)| p).collect()).collect();
         let before = ranks.iter().zip(&prompts).map(|(&rank, pinned)| {
@@ -213,23 +242,28 @@ impl Router {
             HomeRank { given: first + second, pinned, kept }
         });
         let mut homes = Homes::new(before, pair_cost);
+        let known = |&(request, prompt): &(RequestId, Prompt)| (prompt, self.holding.any_blocks(request));
+        let mut there: Vec<Vec<_>> = pinned.iter().map(|rank| rank.iter().map(known).collect()).collect();
         let mut scratch = Vec::new();
         let mut free = Vec::with_capacity(held.len());
         let mut coming = Coming::default();
         for &request in held {
             let item = self.item(request, ranks, &mut scratch);
             let most = item.hits.iter().map(|hit| hit.tokens).max().unwrap_or(item.prompt.context);
-            let shared = coming.shared(self.holding.blocks(request)) * self.policy.block_tokens;
+            let blocks = self.holding.blocks(request);
+            let shared = coming.shared(blocks) * self.policy.block_tokens;
             if shared.saturating_sub(most) >= item.prompt.remaining.div_ceil(SHARED_PARTS_MAX) {
                 continue;
             }
-            let near: Vec<Home> =
-                item.hits.iter().map(|&hit| self.home(request, hit, &pinned[hit.rank])).collect();
-            match homes.send(item.prompt, &near) {
-                Way::Home(rank, rest) => pinned[rank].push((request, rest)),
+            let after = |hit: &Hit| self.runs_it(blocks, hit, &there[hit.rank]);
+            match homes.send(item.prompt, &item.hits, after) {
+                Way::Home(rank, rest) => {
+                    pinned[rank].push((request, rest));
+                    there[rank].push((rest, blocks));
+                }
                 Way::Wait(_) => {}
                 Way::Free => {
-                    coming.add(self.holding.blocks(request));
+                    coming.add(blocks);
                     free.push(request);
                 }
             }
@@ -237,22 +271,25 @@ impl Router {
         free
     }
 
-    /// What of the hit is still to run on the rank, where these prompts are pinned.
-    fn home(&self, request: RequestId, hit: Hit, pinned: &[(RequestId, Prompt)]) -> Home {
-        let blocks = self.holding.blocks(request);
-        let ahead = |(other, prompt): &(RequestId, Prompt)| {
-            if prompt.context >= hit.tokens {
-                return false;
-            }
-            let others = self.holding.any_blocks(*other);
-            let most = (hit.tokens / self.policy.block_tokens) as usize;
-            let common = common(&others[..others.len().min(most)], &blocks[..blocks.len().min(most)]);
-            common as u64 * self.policy.block_tokens > prompt.context
+    /// The prompt on the hit's rank that has yet to run some of it, where `pinned` are with the blocks that they have.
+    fn runs_it(&self, blocks: &[BlockHash], hit: &Hit, pinned: &[(Prompt, &[BlockHash])]) -> Option<Prompt> {
+        let most = (hit.tokens / self.policy.block_tokens) as usize;
+        // A block's hash names all that is before it: the first one that is still to run tells whether the prompts share it.
+        let ahead = |(prompt, others): &&(Prompt, &[BlockHash])| {
+            let next = (prompt.context / self.policy.block_tokens) as usize;
+            next < most && blocks.get(next).is_some_and(|block| others.get(next) == Some(block))
         };
-        let after = pinned.iter().position(ahead);
-        Home { rank: hit.rank, tokens: hit.tokens, after }
+        pinned.iter().find(ahead).map(|&(prompt, _)| prompt)
     }
 }
+
+/// Prompts that a round is planned with whatever their length: at 320 ranks a dozen a rank, which takes 50 ms if all have a prefix
+/// in common.
+const HELD_SEEN: usize = 4096;
+
+/// Blocks whose expectations are renewed in a round, at half a microsecond each. The next round goes on with the rest, and has several
+/// seconds until they end.
+const RENEWED_BLOCKS_MAX: usize = 16_384;
 
 /// A prompt waits for an older one that takes any rank in the same round if they share a quarter of it or more: where the older one
 /// began, that need not run twice. Less is not worth a round.
@@ -276,15 +313,4 @@ impl Coming {
 fn beginnings(blocks: &[BlockHash]) -> impl Iterator<Item = usize> {
     let length = blocks.len();
     (0..usize::BITS).map(|power| 1 << power).take_while(move |&depth: &usize| depth <= length)
-}
-
-/// Leading blocks that two prompts share: a block's hash names all that is before it.
-fn common(one: &[BlockHash], other: &[BlockHash]) -> usize {
-    let length = one.len().min(other.len());
-    let (mut low, mut high) = (0, length + 1);
-    while high - low > 1 {
-        let middle = low.midpoint(high);
-        if one[middle - 1] == other[middle - 1] { low = middle } else { high = middle }
-    }
-    low
 }

@@ -122,3 +122,59 @@ fn a_long_queue_is_looked_up_as_far_as_it_is_planned_with() {
     let seen = 2 * HELD_PER_RANK as u64;
     assert!(goes_home(seen - 1) && !goes_home(seen));
 }
+
+#[test]
+fn a_held_prompt_hears_what_ranks_get_and_lose() {
+    let family: Vec<u64> = family_blocks(1, 2048).iter().map(|block| block.0).collect();
+    let removed = |rank: u16, sequence: u64, first: usize| {
+        let blocks = family[first..].iter().copied().map(BlockHash).collect();
+        RoutingEvent::Kv { rank: Rank(rank), sequence, change: KvChange::Removed { blocks } }
+    };
+    // Where a prompt of the family goes that arrives after the first batch and before the second.
+    let check = |before: &[RoutingEvent], after: &[RoutingEvent], expected: u16| {
+        for policy in [small(), chunked()] {
+            let mut router = Router::new(Role::Prefill, 3, policy).unwrap();
+            router.apply(Millis(0), before).unwrap();
+            assert_eq!(router.apply(Millis(0), &[arrive_of_tenant(3, 2096, 0)]).unwrap(), [held(3)]);
+            let decisions = router.apply(Millis(1), &[after, &[RoutingEvent::Tick]].concat()).unwrap();
+            let there = |d: &Decision| matches!(d, Decision::Dispatch { rank, .. } if rank.0 == expected);
+            assert!(!decisions.is_empty() && decisions.iter().all(there), "{decisions:?}");
+        }
+    };
+    check(&[], &[kv(2, 1, &family)], 2);
+    check(&[kv(1, 1, &family[..16])], &[kv(2, 1, &family)], 2);
+    check(&[kv(1, 1, &family[..16]), kv(2, 1, &family)], &[removed(2, 2, 1)], 1);
+    check(&[kv(1, 1, &family[..16]), kv(2, 1, &family)], &[down(2)], 1);
+}
+
+#[test]
+fn the_expectations_of_long_prompts_are_renewed_over_some_rounds() {
+    let policy = RoutingPolicy { round_tokens: Some(64), ..RoutingPolicy::default() };
+    let mut router = Router::new(Role::Prefill, 3, policy).unwrap();
+    let prompts = (1..=3).map(|request| {
+        let mut event = arrive(request, 640_000, 0);
+        if let RoutingEvent::Arrive { blocks, .. } = &mut event {
+            *blocks = (0..10_000).map(|depth| BlockHash(request << 20 | depth)).collect();
+        }
+        event
+    });
+    let batch: Vec<RoutingEvent> = prompts.chain([RoutingEvent::Tick]).collect();
+    router.apply(Millis(0), &batch).unwrap();
+    let mut left_at = |ms: u64| {
+        router.apply(Millis(ms), &[steps(1), RoutingEvent::Tick]).unwrap();
+        router.holding.aged(Millis(ms), 5000).len()
+    };
+    assert_eq!([4999, 5000, 5001, 9999].map(&mut left_at), [0, 1, 0, 0]);
+}
+
+#[test]
+fn a_round_of_many_ranks_is_planned_with_less_of_a_long_queue() {
+    let seen = |tokens: u64| {
+        let mut router = Router::new(Role::Prefill, 128, chunked()).unwrap();
+        let batch: Vec<RoutingEvent> = (1..=5000).map(|request| arrive(request, tokens, 0)).collect();
+        router.apply(Millis(0), &batch).unwrap();
+        router.seen(128, ROUND_TOKENS).len()
+    };
+    // Short ones fill no two rounds.
+    assert_eq!((seen(10), seen(40_000)), (5000, 4096));
+}
