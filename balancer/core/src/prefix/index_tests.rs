@@ -266,6 +266,14 @@ proptest! {
     }
 }
 
+fn by_rank(kept: &KeptHits) -> Vec<u32> {
+    let mut hits = vec![0; usize::from(UNIT)];
+    for (rank, blocks) in kept.of_ranks() {
+        assert_eq!(std::mem::replace(&mut hits[rank.index()], blocks), 0, "rank {rank} comes once");
+    }
+    hits
+}
+
 /// A held prompt of each family, and what was kept of it.
 #[derive(Default)]
 struct KeptPrompts([KeptHits; 3]);
@@ -277,8 +285,7 @@ impl KeptPrompts {
         for (family, kept) in self.0.iter_mut().enumerate() {
             let blocks = prompt(family as u64, 16);
             index.keep_hits(&blocks, kept);
-            let mut found = Vec::new();
-            kept.spread(UNIT, &mut found);
+            let found = by_rank(kept);
             let looked_up = hits(index, &blocks);
             for (rank, (&found, &looked_up)) in found.iter().zip(&looked_up).enumerate() {
                 assert!(
@@ -476,10 +483,8 @@ fn of_many_different_hits_the_most_are_kept_and_the_fewest() {
     }
     let mut kept = KeptHits::default();
     let mut look = |index: &PrefixIndex| {
-        let mut hits = Vec::new();
         index.keep_hits(&p, &mut kept);
-        kept.spread(UNIT, &mut hits);
-        hits
+        by_rank(&kept)
     };
     // Sixteen numbers of hits: 1, and 16 to 30.
     let expected = |rank: u32| if rank < 15 { 1 } else { rank + 1 };

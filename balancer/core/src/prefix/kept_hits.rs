@@ -1,5 +1,7 @@
 //! The hits of one prompt, kept while it is held: to look again costs a few blocks and not all of them.
 
+use crate::ids::Rank;
+
 /// Different numbers of hits that are kept. Prompts share a system prompt with most ranks, a session with one or two and next to
 /// nothing with the rest.
 const LEVELS_MAX: usize = 16;
@@ -11,53 +13,60 @@ const LEVELS_MAX: usize = 16;
 pub struct KeptHits {
     /// Change of the index up to which they count; `None`: never looked up.
     pub(super) as_of: Option<u64>,
-    /// `[levels]`, growing, from 1.
-    blocks: Vec<u32>,
-    /// `[levels, words]`: a bit set of ranks each, as in the index.
-    ranks: Vec<u64>,
+    /// Words of a level: one for the blocks, and those of a bit set of ranks as the index has them.
+    level_words: usize,
+    /// `[levels, level_words]`, the blocks growing, from 1.
+    levels: Vec<u64>,
 }
 
 impl KeptHits {
     pub(super) fn clear(&mut self) {
-        self.blocks.clear();
-        self.ranks.clear();
+        self.levels.clear();
     }
 
     /// The next level.
     pub(super) fn push(&mut self, blocks: u32, ranks: &[u64]) {
-        debug_assert!(self.blocks.last().is_none_or(|&before| before < blocks), "levels grow");
-        if self.blocks.len() == LEVELS_MAX {
+        debug_assert!(self.levels().last().is_none_or(|(before, _)| before < blocks), "levels grow");
+        self.level_words = 1 + ranks.len();
+        if self.levels.len() == LEVELS_MAX * self.level_words {
             // The second is given up: who is no further counts as having no more than the first. That is not so, which the next look
             // will see, and take the long way.
-            self.blocks.remove(1);
-            let words = ranks.len();
-            self.ranks.drain(words..2 * words);
+            self.levels.drain(self.level_words..2 * self.level_words);
         }
-        self.blocks.push(blocks);
-        self.ranks.extend_from_slice(ranks);
+        self.levels.push(blocks.into());
+        self.levels.extend_from_slice(ranks);
     }
 
     /// Levels: blocks, and who has them.
     pub(super) fn levels(&self) -> impl Iterator<Item = (u32, &[u64])> {
-        let words = self.ranks.len() / self.blocks.len().max(1);
-        self.blocks.iter().copied().zip(self.ranks.chunks_exact(words.max(1)))
+        self.levels.chunks_exact(self.level_words.max(1)).map(|level| (level[0] as u32, &level[1..]))
     }
 
-    /// `hits` becomes `[ranks]`.
-    pub fn spread(&self, ranks: u16, hits: &mut Vec<u32>) {
-        hits.clear();
-        hits.resize(usize::from(ranks), 0);
-        self.levels().for_each(|(blocks, ranks)| record(hits, ranks, blocks));
+    /// The ranks that have any, and how many; in no particular order.
+    pub fn of_ranks(&self) -> impl Iterator<Item = (Rank, u32)> {
+        let none: &[u64] = &[];
+        let next = self.levels().map(|(_, ranks)| ranks).skip(1).chain([none]);
+        self.levels().zip(next).flat_map(|((blocks, ranks), next)| {
+            ranks.iter().enumerate().flat_map(move |(word, &ranks)| {
+                let last = ranks & !next.get(word).copied().unwrap_or(0);
+                bits(last).map(move |bit| (Rank((word * 64 + bit) as u16), blocks))
+            })
+        })
     }
+}
+
+/// Places of the ones of a word.
+fn bits(mut word: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let bit = word.trailing_zeros() as usize;
+        word &= word.wrapping_sub(1);
+        (bit < 64).then_some(bit)
+    })
 }
 
 /// Every rank of the bit set has `blocks` hits.
 pub(super) fn record(hits: &mut [u32], ranks: &[u64], blocks: u32) {
     for (word, &ranks) in ranks.iter().enumerate() {
-        let mut ranks = ranks;
-        while ranks != 0 {
-            hits[word * 64 + ranks.trailing_zeros() as usize] = blocks;
-            ranks &= ranks - 1;
-        }
+        bits(ranks).for_each(|bit| hits[word * 64 + bit] = blocks);
     }
 }

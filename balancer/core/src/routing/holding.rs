@@ -95,16 +95,11 @@ impl Holding {
         self.prefixes.get(&request).map_or(&[], |held| &held.blocks)
     }
 
-    /// Looks at what ranks have of a held request's blocks.
-    pub(super) fn keep_hits(&mut self, request: RequestId, index: &PrefixIndex) {
-        if let Some(held) = self.prefixes.get_mut(&request) {
-            index.keep_hits(&held.blocks, &mut held.hits);
-        }
-    }
-
-    /// What ranks had of a held request's blocks at the last look; `None` where it has no blocks.
-    pub(super) fn hits(&self, request: RequestId) -> Option<&KeptHits> {
-        self.prefixes.get(&request).map(|held| &held.hits)
+    /// What ranks have of a held request's blocks by now; `None` where it has no blocks.
+    pub(super) fn hits(&mut self, request: RequestId, index: &PrefixIndex) -> Option<&KeptHits> {
+        let held = self.prefixes.get_mut(&request)?;
+        index.keep_hits(&held.blocks, &mut held.hits);
+        Some(&held.hits)
     }
 
     /// A prompt with blocks has begun, and is not wholly dispatched.

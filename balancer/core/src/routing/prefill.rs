@@ -10,6 +10,7 @@ use crate::prefill::{
 };
 use crate::units::{Millis, Tokens};
 use rustc_hash::FxHashSet;
+use std::sync::Arc;
 
 impl Router {
     /// An arrival joins the held prompts, at the cost that it will have on a rank that has nothing of it cached.
@@ -22,13 +23,9 @@ impl Router {
         let micros = cost.token_us * work.tokens as f64 + cost.pair_us * work.attention as f64;
         let refusal = self.holding.push(arrival, micros as u64);
         self.turn_away(refusal, decisions);
-        self.keep_hits(&[request]);
-    }
-
-    /// What ranks have of these held prompts is looked at again.
-    fn keep_hits(&mut self, held: &[RequestId]) {
+        // Decisions shall not wait for the first look, which is the longest.
         if let Some(prefixes) = &self.prefixes {
-            held.iter().for_each(|&request| self.holding.keep_hits(request, prefixes));
+            self.holding.hits(request, prefixes);
         }
     }
 
@@ -55,7 +52,6 @@ impl Router {
                     let up = self.ranks_by_cache();
                     let held = self.seen(up.len(), round_tokens);
                     self.renew_expectations(now);
-                    self.keep_hits(&held);
                     self.dispatch_round(now, &up, &held, round_tokens, decisions);
                 }
                 None => self.dispatch_cohort(decisions),
@@ -95,9 +91,8 @@ impl Router {
         if chosen.is_empty() {
             return;
         }
-        self.keep_hits(&chosen);
-        let mut hits = Vec::new();
-        let items: Vec<Item> = chosen.iter().map(|&request| self.item(request, &up, &mut hits)).collect();
+        let places = Places::new(self.ranks(), &up);
+        let items: Vec<Item> = chosen.iter().map(|&request| self.item(request, &places)).collect();
         let cohort = Cohort { carried, items };
         let assignment = assign(&cohort);
         self.note_cohort(chosen.len(), assignment.tokens, assignment.attention);
@@ -107,7 +102,7 @@ impl Router {
             let rank = up[index];
             let hit = item.hits.iter().find(|hit| hit.rank == index).map_or(0, |hit| hit.tokens);
             if let Some(blocks) = self.holding.serve(request) {
-                self.expect_prefixes(rank, &blocks);
+                self.expect_prefixes(rank, blocks);
             }
             let number = self.ledger.dispatch(request, rank, microbatch, None, hit);
             self.counters.dispatched += 1;
@@ -130,15 +125,18 @@ impl Router {
         self.holding.in_order().take_while(fits).collect()
     }
 
-    /// A held prompt with what the ranks that are up have of it; `hits` is scratch.
-    fn item(&self, request: RequestId, up: &[Rank], hits: &mut Vec<u32>) -> Item {
+    /// A held prompt with what ranks have of it.
+    fn item(&mut self, request: RequestId, places: &Places) -> Item {
         let prompt = self.ledger.rest(request);
         let mut item = Item::from(prompt);
-        if let Some(kept) = self.holding.hits(request) {
-            kept.spread(self.ranks(), hits);
-            let tokens = |rank: &Rank| u64::from(hits[rank.index()]) * self.policy.block_tokens;
-            let own = up.iter().map(tokens).enumerate().filter(|&(_, tokens)| tokens > prompt.context);
-            item.hits.extend(own.map(|(rank, tokens)| Hit { rank, tokens }));
+        let kept = self.prefixes.as_ref().and_then(|prefixes| self.holding.hits(request, prefixes));
+        if let Some(kept) = kept {
+            let hit = |(rank, blocks): (Rank, u32)| {
+                let tokens = u64::from(blocks) * self.policy.block_tokens;
+                let rank = places.of(rank).filter(|_| tokens > prompt.context)?;
+                Some(Hit { rank, tokens })
+            };
+            item.hits.extend(kept.of_ranks().filter_map(hit));
         }
         item
     }
@@ -153,7 +151,9 @@ impl Router {
             let blocks = self.holding.tell_again(request, now);
             let given = (self.ledger.rest(request).context / self.policy.block_tokens) as usize;
             let (rest, rank) = (blocks.get(given..).unwrap_or_default(), self.ledger.rank_of(request));
-            self.expect_prefixes(rank.expect("what has begun has a rank"), rest);
+            if let Some(prefixes) = &mut self.prefixes {
+                prefixes.expect(rank.expect("what has begun has a rank"), rest);
+            }
             room = room.saturating_sub(rest.len());
         }
     }
@@ -203,7 +203,7 @@ impl Router {
             if self.ledger.rank_of(request).is_none() {
                 self.counters.dispatched += 1;
                 if let Some(blocks) = self.holding.serve(request) {
-                    self.expect_prefixes(rank, &blocks);
+                    self.expect_prefixes(rank, Arc::clone(&blocks));
                     self.holding.begin(request, blocks, now);
                 }
             }
@@ -225,7 +225,7 @@ impl Router {
     /// Held prompts that some rank has a prefix of join what is pinned to it, unless its backlog outweighs the prefix. Those whose
     /// prefix is still to run there stay held. The rest are returned in their order.
     fn send_home(
-        &self,
+        &mut self,
         ranks: &[Rank],
         held: &[RequestId],
         pair_cost: f64,
@@ -234,6 +234,8 @@ impl Router {
         if held.is_empty() {
             return Vec::new();
         }
+        let places = Places::new(self.ranks(), ranks);
+        let items: Vec<Item> = held.iter().map(|&request| self.item(request, &places)).collect();
         let prompts: Vec<Vec<Prompt>> =
             pinned.iter().map(|rank| rank.iter().map(|&(_, p)| p).collect()).collect();
         let before = ranks.iter().zip(&prompts).map(|(&rank, pinned)| {
@@ -244,11 +246,9 @@ impl Router {
         let mut homes = Homes::new(before, pair_cost);
         let known = |&(request, prompt): &(RequestId, Prompt)| (prompt, self.holding.any_blocks(request));
         let mut there: Vec<Vec<_>> = pinned.iter().map(|rank| rank.iter().map(known).collect()).collect();
-        let mut scratch = Vec::new();
         let mut free = Vec::with_capacity(held.len());
         let mut coming = Coming::default();
-        for &request in held {
-            let item = self.item(request, ranks, &mut scratch);
+        for (&request, item) in held.iter().zip(&items) {
             let most = item.hits.iter().map(|hit| hit.tokens).max().unwrap_or(item.prompt.context);
             let blocks = self.holding.blocks(request);
             let shared = coming.shared(blocks) * self.policy.block_tokens;
@@ -294,6 +294,22 @@ const RENEWED_BLOCKS_MAX: usize = 16_384;
 /// A prompt waits for an older one that takes any rank in the same round if they share a quarter of it or more: where the older one
 /// began, that need not run twice. Less is not worth a round.
 const SHARED_PARTS_MAX: u64 = 4;
+
+/// Where the ranks are that a plan is made for, by rank.
+struct Places(Vec<Option<usize>>);
+
+impl Places {
+    /// Of these ranks of a unit of `unit`.
+    fn new(unit: u16, ranks: &[Rank]) -> Self {
+        let mut places = vec![None; usize::from(unit)];
+        ranks.iter().enumerate().for_each(|(place, rank)| places[rank.index()] = Some(place));
+        Self(places)
+    }
+
+    fn of(&self, rank: Rank) -> Option<usize> {
+        self.0[rank.index()]
+    }
+}
 
 /// Beginnings of the prompts that take any rank in this round, of 1, 2, 4, ... blocks.
 #[derive(Default)]

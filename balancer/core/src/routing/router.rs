@@ -14,6 +14,7 @@ use crate::prefill::Imbalance;
 use crate::prefix::{PrefixCounters, PrefixIndex};
 use crate::topology::{RANKS_MAX, Role};
 use crate::units::{Millis, Tokens};
+use std::sync::Arc;
 
 /// Longest wait that a policy may ask for: a minute is beyond any objective for a first token.
 const COHORT_WAIT_MAX_MS: u64 = 60_000;
@@ -71,6 +72,9 @@ pub struct Router {
     pub(super) holding: Holding,
     /// What each rank has cached; of prefill units only.
     pub(super) prefixes: Option<PrefixIndex>,
+    /// Blocks that ranks are to be expected to have, since the last batch: the index hears of them before the next, for decisions shall
+    /// not wait for it.
+    expecting: Vec<(Rank, Arc<[BlockHash]>)>,
     pub(super) fit: CostFit,
     last: Millis,
     /// When held prompts were last looked at.
@@ -110,6 +114,7 @@ impl Router {
             ledger: Ledger::new(ranks),
             holding: Holding::new(&policy)?,
             prefixes: prefill.then(|| PrefixIndex::new(ranks, policy.prefix)).transpose()?,
+            expecting: Vec::new(),
             fit: CostFit::new(model),
             policy,
             last: Millis(0),
@@ -129,6 +134,7 @@ impl Router {
         let before = self.ledger.arrivals();
         let mut decisions = Vec::new();
         if let Some(prefixes) = &mut self.prefixes {
+            self.expecting.drain(..).for_each(|(rank, blocks)| prefixes.expect(rank, &blocks));
             prefixes.advance(now);
         }
         for event in events {
@@ -243,10 +249,9 @@ impl Router {
         }
     }
 
-    pub(super) fn expect_prefixes(&mut self, rank: Rank, blocks: &[BlockHash]) {
-        if let Some(prefixes) = &mut self.prefixes {
-            prefixes.expect(rank, blocks);
-        }
+    /// A rank was given a prompt with these blocks.
+    pub(super) fn expect_prefixes(&mut self, rank: Rank, blocks: Arc<[BlockHash]>) {
+        self.expecting.push((rank, blocks));
     }
 
     /// Nothing is held that no rank could take.
