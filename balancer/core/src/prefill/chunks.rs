@@ -15,6 +15,15 @@ pub struct Prompt {
     pub remaining: u64,
 }
 
+impl Prompt {
+    /// Where so many leading tokens need not run. The last token always runs.
+    pub fn with(self, tokens: u64) -> Self {
+        let end = self.context + self.remaining;
+        let context = self.context.max(tokens.min(end - 1));
+        Self { context, remaining: end - context }
+    }
+}
+
 /// What a rank has before the round is planned.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RankBacklog {

@@ -99,7 +99,7 @@ impl Homes {
         if there > idle && (0..self.ranks.len()).any(|rank| self.cost(rank, &whole) < there) {
             return Way::Free;
         }
-        let rest = rest_after(&whole, hit);
+        let rest = whole.with(hit.tokens);
         self.ranks[hit.rank].push(time_of(&rest, self.pair_cost));
         if after.is_some() { Way::Wait(hit.rank) } else { Way::Home(hit.rank, rest) }
     }
@@ -112,7 +112,7 @@ impl Homes {
         hits: &'h [Hit],
         after: impl Fn(&Hit) -> Option<Prompt>,
     ) -> Option<(f64, &'h Hit, Option<Prompt>)> {
-        let cost = |hit: &Hit| self.cost(hit.rank, &rest_after(whole, hit));
+        let cost = |hit: &Hit| self.cost(hit.rank, &whole.with(hit.tokens));
         let mut at_least: Vec<(f64, &Hit)> = hits.iter().map(|hit| (cost(hit), hit)).collect();
         let mut best: Option<(f64, &Hit, Option<Prompt>)> = None;
         let cheaper = |x: &(f64, &Hit), y: &(f64, &Hit)| x.0.total_cmp(&y.0).then(x.1.rank.cmp(&y.1.rank));
@@ -122,7 +122,7 @@ impl Homes {
                 break;
             }
             let after = after(hit);
-            let time = time_of(&rest_after(whole, hit), self.pair_cost);
+            let time = time_of(&whole.with(hit.tokens), self.pair_cost);
             let cost = cost + after.map_or(0.0, |after| (time_of(&after, self.pair_cost) - time).max(0.0));
             if best.is_none_or(|(best, ..)| cost < best) {
                 best = Some((cost, hit, after));
@@ -145,12 +145,6 @@ impl Homes {
         let longer = (rank.times.len() - shorter) as f64;
         rank.given + (1.0 + LATER) * time + rank.sums[shorter] + longer * time
     }
-}
-
-/// What is left of a prompt where so much of it need not run.
-fn rest_after(whole: &Prompt, hit: &Hit) -> Prompt {
-    let context = hit.tokens.min(whole.context + whole.remaining - 1);
-    Prompt { context, remaining: whole.context + whole.remaining - context }
 }
 
 fn time_of(prompt: &Prompt, pair_cost: f64) -> f64 {
@@ -236,8 +230,9 @@ mod tests {
         let whole = prompt(0, 10_000);
         let cost = |hit: &Hit| {
             let time = |prompt: &Prompt| time_of(prompt, 1e-4);
-            let rest = rest_after(&whole, hit);
-            homes.cost(hit.rank, &rest) + after(hit).map_or(0.0, |after| (time(&after) - time(&rest)).max(0.0))
+            let rest = whole.with(hit.tokens);
+            homes.cost(hit.rank, &rest)
+                + after(hit).map_or(0.0, |after| (time(&after) - time(&rest)).max(0.0))
         };
         let expected = hits.iter().min_by(|x, y| cost(x).total_cmp(&cost(y))).unwrap();
         let (found, hit, waits) = homes.best(&whole, &hits, after).unwrap();

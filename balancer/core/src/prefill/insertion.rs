@@ -41,11 +41,12 @@ fn added(bin: Load, item: Load) -> f64 {
     (bin + item).potential() - bin.potential()
 }
 
-/// The bins of the ranks with the longest hits, longest first.
+/// The bins of the ranks with the longest hits, longest first; of equal ones the first rank's, for that has least in its cache.
 fn hit_bins(item: &Item, bins: usize, into: &mut Vec<u32>) {
     let mut best: [Option<(u64, usize)>; HIT_CHOICES] = [None; HIT_CHOICES];
     for hit in item.hits.iter().filter(|hit| hit.rank * MICROBATCHES < bins) {
-        let shorter = |b: &Option<(u64, usize)>| b.is_none_or(|(tokens, _)| hit.tokens > tokens);
+        let after = |(tokens, rank)| hit.tokens > tokens || (hit.tokens == tokens && hit.rank < rank);
+        let shorter = |b: &Option<(u64, usize)>| b.is_none_or(after);
         if let Some(place) = best.iter().position(shorter) {
             best[place..].rotate_right(1);
             best[place] = Some((hit.tokens, hit.rank));
@@ -153,7 +154,7 @@ mod tests {
     #[test]
     fn the_longest_hits_are_tried() {
         let hit = |(rank, tokens)| crate::prefill::Hit { rank, tokens };
-        let hits = [(4, 10), (0, 30), (9, 99), (2, 20)].map(hit).to_vec();
+        let hits = [(4, 10), (3, 20), (0, 30), (9, 99), (2, 20)].map(hit).to_vec();
         let prompt = crate::prefill::Prompt { context: 0, remaining: 100 };
         let mut bins = Vec::new();
         hit_bins(&Item { prompt, hits }, 10, &mut bins);

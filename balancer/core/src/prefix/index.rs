@@ -213,7 +213,9 @@ impl PrefixIndex {
     /// engine that gives up a block and keeps what follows it leaves these hits too high until the end is gone as well.
     pub fn keep_hits(&self, blocks: &[BlockHash], kept: &mut KeptHits) {
         let looked_up = kept.as_of.is_some();
-        if kept.as_of.replace(self.changes) == Some(self.changes) || (looked_up && self.still_end(blocks, kept)) {
+        if kept.as_of.replace(self.changes) == Some(self.changes)
+            || (looked_up && self.still_end(blocks, kept))
+        {
             return;
         }
         kept.clear();

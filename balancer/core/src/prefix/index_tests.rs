@@ -268,7 +268,7 @@ proptest! {
 
 fn by_rank(kept: &KeptHits) -> Vec<u32> {
     let mut hits = vec![0; usize::from(UNIT)];
-    for (rank, blocks) in kept.of_ranks() {
+    for (rank, blocks) in kept.above(0) {
         assert_eq!(std::mem::replace(&mut hits[rank.index()], blocks), 0, "rank {rank} comes once");
     }
     hits
@@ -286,6 +286,11 @@ impl KeptPrompts {
             let blocks = prompt(family as u64, 16);
             index.keep_hits(&blocks, kept);
             let found = by_rank(kept);
+            // Ranks 0 and 64.
+            let of_both = kept.of_all(&[1, 1, 0]);
+            assert_eq!(of_both, found[0].min(found[64]));
+            assert!(kept.above(of_both).all(|(rank, hits)| hits > of_both && hits == found[rank.index()]));
+            assert_eq!(kept.above(of_both).count(), found.iter().filter(|&&hits| hits > of_both).count());
             let looked_up = hits(index, &blocks);
             for (rank, (&found, &looked_up)) in found.iter().zip(&looked_up).enumerate() {
                 assert!(

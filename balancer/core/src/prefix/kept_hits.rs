@@ -42,11 +42,18 @@ impl KeptHits {
         self.levels.chunks_exact(self.level_words.max(1)).map(|level| (level[0] as u32, &level[1..]))
     }
 
-    /// The ranks that have any, and how many; in no particular order.
-    pub fn of_ranks(&self) -> impl Iterator<Item = (Rank, u32)> {
+    /// Blocks that each of `ranks` has, a bit set as in the index.
+    pub fn of_all(&self, ranks: &[u64]) -> u32 {
+        let all = |level: &[u64]| ranks.iter().zip(level).all(|(ranks, level)| ranks & !level == 0);
+        self.levels().take_while(|(_, level)| all(level)).last().map_or(0, |(blocks, _)| blocks)
+    }
+
+    /// The ranks that have more than so many, and how many; in no particular order.
+    pub fn above(&self, least: u32) -> impl Iterator<Item = (Rank, u32)> {
         let none: &[u64] = &[];
         let next = self.levels().map(|(_, ranks)| ranks).skip(1).chain([none]);
-        self.levels().zip(next).flat_map(|((blocks, ranks), next)| {
+        let levels = self.levels().zip(next).skip_while(move |((blocks, _), _)| *blocks <= least);
+        levels.flat_map(|((blocks, ranks), next)| {
             ranks.iter().enumerate().flat_map(move |(word, &ranks)| {
                 let last = ranks & !next.get(word).copied().unwrap_or(0);
                 bits(last).map(move |bit| (Rank((word * 64 + bit) as u16), blocks))

@@ -100,7 +100,8 @@ impl Router {
         for ((request, bin), item) in chosen.into_iter().zip(assignment.bin_of).zip(&cohort.items) {
             let (index, microbatch) = (bin / MICROBATCHES, (bin % MICROBATCHES) as u8);
             let rank = up[index];
-            let hit = item.hits.iter().find(|hit| hit.rank == index).map_or(0, |hit| hit.tokens);
+            let hit = item.hits.iter().find(|hit| hit.rank == index);
+            let hit = hit.map_or(item.prompt.context, |hit| hit.tokens);
             if let Some(blocks) = self.holding.serve(request) {
                 self.expect_prefixes(rank, blocks);
             }
@@ -125,18 +126,19 @@ impl Router {
         self.holding.in_order().take_while(fits).collect()
     }
 
-    /// A held prompt with what ranks have of it.
+    /// A held prompt with what the ranks have of it, all of them or each by itself.
     fn item(&mut self, request: RequestId, places: &Places) -> Item {
-        let prompt = self.ledger.rest(request);
-        let mut item = Item::from(prompt);
+        let mut item = Item::from(self.ledger.rest(request));
         let kept = self.prefixes.as_ref().and_then(|prefixes| self.holding.hits(request, prefixes));
         if let Some(kept) = kept {
+            let tokens = |blocks: u32| u64::from(blocks) * self.policy.block_tokens;
+            let of_all = kept.of_all(&places.ranks);
+            item.prompt = item.prompt.with(tokens(of_all));
             let hit = |(rank, blocks): (Rank, u32)| {
-                let tokens = u64::from(blocks) * self.policy.block_tokens;
-                let rank = places.of(rank).filter(|_| tokens > prompt.context)?;
-                Some(Hit { rank, tokens })
+                let rank = places.of(rank).filter(|_| tokens(blocks) > item.prompt.context)?;
+                Some(Hit { rank, tokens: tokens(blocks) })
             };
-            item.hits.extend(kept.of_ranks().filter_map(hit));
+            item.hits.extend(kept.above(of_all).filter_map(hit));
         }
         item
     }
@@ -177,7 +179,8 @@ impl Router {
         let held = self.send_home(ranks, held, pair_cost, &mut pinned);
         let age = |request: RequestId| (self.ledger.arrived(request), request);
         pinned.iter_mut().for_each(|prompts| prompts.sort_by_key(|&(request, _)| age(request)));
-        let is_newcomer = |request: RequestId| held.first().is_some_and(|&first| age(request) > age(first));
+        let is_newcomer =
+            |request: RequestId| held.first().is_some_and(|&(first, _)| age(request) > age(first));
         let backlog = |(&rank, prompts): (&Rank, &Vec<(RequestId, Prompt)>)| {
             let [first, second] = self.ledger.outstanding(rank);
             let pinned = prompts.iter().map(|(_, prompt)| *prompt).collect();
@@ -185,7 +188,7 @@ impl Router {
             RankBacklog { pinned, newcomers, outstanding: first + second }
         };
         let backlogs: Vec<RankBacklog> = ranks.iter().zip(&pinned).map(backlog).collect();
-        let prompts: Vec<Prompt> = held.iter().map(|&request| self.ledger.rest(request)).collect();
+        let prompts: Vec<Prompt> = held.iter().map(|&(_, prompt)| prompt).collect();
         let round = plan_round(&backlogs, &prompts, &RoundBudget { tokens: round_tokens, pair_cost });
         if round.chunks.is_empty() {
             return;
@@ -198,7 +201,7 @@ impl Router {
                     let (request, prompt) = pinned[chunk.rank][index];
                     (request, prompt.context)
                 }
-                Source::Held(index) => (held[index], 0),
+                Source::Held(index) => (held[index].0, held[index].1.context),
             };
             if self.ledger.rank_of(request).is_none() {
                 self.counters.dispatched += 1;
@@ -230,7 +233,7 @@ impl Router {
         held: &[RequestId],
         pair_cost: f64,
         pinned: &mut [Vec<(RequestId, Prompt)>],
-    ) -> Vec<RequestId> {
+    ) -> Vec<(RequestId, Prompt)> {
         if held.is_empty() {
             return Vec::new();
         }
@@ -264,7 +267,7 @@ impl Router {
                 Way::Wait(_) => {}
                 Way::Free => {
                     coming.add(blocks);
-                    free.push(request);
+                    free.push((request, item.prompt));
                 }
             }
         }
@@ -295,19 +298,28 @@ const RENEWED_BLOCKS_MAX: usize = 16_384;
 /// began, that need not run twice. Less is not worth a round.
 const SHARED_PARTS_MAX: u64 = 4;
 
-/// Where the ranks are that a plan is made for, by rank.
-struct Places(Vec<Option<usize>>);
+/// The ranks that a plan is made for.
+struct Places {
+    /// By rank: its place among them.
+    places: Vec<Option<usize>>,
+    /// All of them as a bit set.
+    ranks: Vec<u64>,
+}
 
 impl Places {
     /// Of these ranks of a unit of `unit`.
     fn new(unit: u16, ranks: &[Rank]) -> Self {
         let mut places = vec![None; usize::from(unit)];
-        ranks.iter().enumerate().for_each(|(place, rank)| places[rank.index()] = Some(place));
-        Self(places)
+        let mut set = vec![0; usize::from(unit).div_ceil(64)];
+        for (place, rank) in ranks.iter().enumerate() {
+            places[rank.index()] = Some(place);
+            set[rank.index() / 64] |= 1 << (rank.index() % 64);
+        }
+        Self { places, ranks: set }
     }
 
     fn of(&self, rank: Rank) -> Option<usize> {
-        self.0[rank.index()]
+        self.places[rank.index()]
     }
 }
 

@@ -171,7 +171,8 @@ impl PrefixedPrompts {
         let blocks: Arc<[BlockHash]> = (0..tokens / BLOCK_TOKENS).map(block).collect();
         let mut arrival = RoutingEvent::arrive(RequestId(request), Tokens(tokens), Tokens(0));
         let cached = (prompt.context / BLOCK_TOKENS) as usize;
-        let stored = (cached > 0).then(|| self.store((request % u64::from(self.ranks)) as u16, None, &blocks[..cached]));
+        let stored = (cached > 0)
+            .then(|| self.store((request % u64::from(self.ranks)) as u16, None, &blocks[..cached]));
         if let RoutingEvent::Arrive { blocks: of_arrival, .. } = &mut arrival {
             *of_arrival = blocks;
         }

@@ -124,6 +124,24 @@ fn a_long_queue_is_looked_up_as_far_as_it_is_planned_with() {
 }
 
 #[test]
+fn what_all_ranks_have_need_not_run_wherever_a_prompt_goes() {
+    let family: Vec<u64> = family_blocks(1, 2048).iter().map(|block| block.0).collect();
+    for (policy, rounds) in [(small(), 1), (chunked(), 40)] {
+        let mut router = Router::new(Role::Prefill, 2, policy).unwrap();
+        let stored = [0, 1].map(|rank| kv(rank, 1, &family[..16]));
+        let batch = [&stored[..], &[arrive(9, 5000, 0), arrive_of_tenant(3, 2096, 0)]].concat();
+        router.apply(Millis(0), &batch).unwrap();
+        // Each round has run before the next; whole prompts go out at once.
+        let mut round = |_| {
+            router.apply(Millis(0), &[steps(1), RoutingEvent::Tick]).unwrap();
+            (0..2).map(|rank| router.totals(Rank(rank)).unwrap().outstanding.tokens).sum::<u64>()
+        };
+        let given: u64 = (0..rounds).map(&mut round).sum();
+        assert_eq!(given, 5000 + 2096 - 1024);
+    }
+}
+
+#[test]
 fn a_held_prompt_hears_what_ranks_get_and_lose() {
     let family: Vec<u64> = family_blocks(1, 2048).iter().map(|block| block.0).collect();
     let removed = |rank: u16, sequence: u64, first: usize| {
