@@ -4,18 +4,20 @@ use crate::contenders::{Contender, contenders};
 use crate::figures::Figures;
 use crate::goals::{Bound, Goal};
 use crate::layout::{new_table, percent, right};
+use crate::pooled::Pooled;
 use crate::workload::{Case, Workload, decode_workload};
 use comfy_table::{Cell, Table};
 use evenkeel_simulate::cluster::{
     Assumed, DecodePool, Demand, HandOff, News, Objectives, Pool, PrefillPool, Request, Setup, Units,
     simulate,
 };
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub(crate) const TITLE: &str = "RECORDED TRACES, replicated with jitter: four prefill units of 32 ranks, KV handed over to one decode unit. Step \
     times are modelled. Goodput: TTFT within 2 s + 1 ms per 10 uncached tokens and TPOT within 50 ms. Load: prefill time with perfect \
     balance and an endless cache, by what there is; the first row of each case has what it came to. The time to a first token that \
-    never came counts until the end. Agentic prompts have up to 838k tokens, and one of 400k takes a rank longer than that: where \
-    they are more than one in a hundred, every p99 is the same. DeepSeek-V3 takes no more than 160k";
+    never came counts until the end. Where one seed has less than 1000 measured prompts, several make one distribution. Agentic prompts \
+    have up to 838k tokens, DeepSeek-V3 takes no more than 160k: such long ones run for up to an hour, and as long that case goes on";
 
 /// Arrivals are simulated for so long; caches fill first, then queues settle.
 pub(crate) const END_US: u64 = 210_000_000;
@@ -39,6 +41,7 @@ const CASES: [Case; 3] = [
         alone_per_rank: 62.0,
         context_max: None,
         loads: [0.2, 0.4, 0.6],
+        grace_s: 120,
     },
     // Contexts of 100k tokens: a decode rank has no room for 60 of them.
     Case {
@@ -48,6 +51,7 @@ const CASES: [Case; 3] = [
         alone_per_rank: 4.5,
         context_max: None,
         loads: [0.05, 0.1, 0.2],
+        grace_s: 3600,
     },
     // The same without what DeepSeek-V3 cannot take (`max_position_embeddings` in its config.json). The recorded model takes more:
     // one request in nine is longer, up to 838k tokens, and these have a third of the tokens.
@@ -58,13 +62,18 @@ const CASES: [Case; 3] = [
         alone_per_rank: 11.5,
         context_max: Some(163_840),
         loads: [0.1, 0.2, 0.4],
+        grace_s: 120,
     },
 ];
+
+/// Prompts that a case has at least, of as many seeds as that takes: the last percent is then ten of them or more, and not what
+/// one session does.
+const PROMPTS_MIN: u64 = 1000;
 
 /// Ranks of the cases without prefill.
 pub(crate) const DECODE_RANKS: u16 = 32;
 
-fn setup(units: Units, seed: u64, grace_s: u32) -> Setup {
+fn setup(units: Units, seed: u64, grace_s: u64) -> Setup {
     Setup {
         units,
         news: News::default(),
@@ -73,7 +82,7 @@ fn setup(units: Units, seed: u64, grace_s: u32) -> Setup {
         fill_us: FILL_US,
         warm_up_us: WARM_UP_US,
         end_us: END_US,
-        grace_us: u64::from(grace_s) * 1_000_000,
+        grace_us: grace_s * 1_000_000,
         seed,
     }
 }
@@ -97,7 +106,7 @@ fn decode_name(case: &Case) -> String {
     format!("{}, decode alone", case.name)
 }
 
-pub(crate) fn run(seeds: &[u64], grace_s: u32, figures: &mut Figures) -> Table {
+pub(crate) fn run(seeds: &[u64], figures: &mut Figures) -> Table {
     let mut table = new_table(&[
         "trace and load",
         "policy",
@@ -106,6 +115,7 @@ pub(crate) fn run(seeds: &[u64], grace_s: u32, figures: &mut Figures) -> Table {
         "hit tokens of all",
         "of those that ran",
         "TTFT p50 ms",
+        "p95",
         "p99",
         "TPOT p50 ms",
         "p99",
@@ -113,81 +123,122 @@ pub(crate) fn run(seeds: &[u64], grace_s: u32, figures: &mut Figures) -> Table {
         "decode KV",
         "requests",
     ]);
-    // One seed: the trace is recorded, and only the copies' places in it are drawn.
-    let seed = seeds[0];
+    let first = seeds[0];
     for case in &CASES {
         for load_part in case.loads {
-            let workload = Workload::nearest(case, load_part, seed);
-            let setup = setup(disaggregated(workload.decode_ranks), seed, grace_s);
+            let workloads = workloads(case, load_part, first);
+            let runs: Vec<Run> = (first..)
+                .zip(&workloads)
+                .map(|(seed, workload)| {
+                    let setup = setup(disaggregated(workload.decode_ranks), seed, case.grace_s);
+                    Run { setup, requests: &workload.requests }
+                })
+                .collect();
             let case = name(case, load_part);
-            table.add_row(bound(&case, &workload));
-            for contender in contenders() {
-                row(&case, &setup, &workload.requests, &contender, figures, &mut table);
-            }
+            table.add_row(bound(&case, &workloads));
+            rows(&case, &runs, figures, &mut table);
         }
     }
-    let setup = setup(Units::Decode(decode_pool(DECODE_RANKS)), seed, grace_s);
     for case in &CASES {
-        let requests = decode_workload(case, seed);
-        for contender in contenders() {
-            row(&decode_name(case), &setup, &requests, &contender, figures, &mut table);
-        }
+        let requests = decode_workload(case, first);
+        let setup = setup(Units::Decode(decode_pool(DECODE_RANKS)), first, case.grace_s);
+        rows(&decode_name(case), &[Run { setup, requests: &requests }], figures, &mut table);
     }
     table
 }
 
-/// What nobody can be above.
-fn bound(case: &str, workload: &Workload) -> Vec<Cell> {
-    let Demand { requests, prompt_tokens, hit_tokens, .. } = workload.demand;
-    let hit_part = hit_tokens as f64 / prompt_tokens.max(1) as f64;
-    vec![
-        Cell::new(case),
-        Cell::new(format!("({requests} prompts, load {:.1} %, endless cache)", workload.load() * 100.0)),
-        Cell::new(""),
-        Cell::new(""),
-        percent(hit_part),
-    ]
+/// As many, one a seed, as have [`PROMPTS_MIN`] prompts.
+fn workloads(case: &Case, load_part: f64, first_seed: u64) -> Vec<Workload> {
+    let mut workloads = Vec::new();
+    let mut prompts = 0;
+    for seed in first_seed.. {
+        let workload = Workload::nearest(case, load_part, seed);
+        prompts += workload.demand.requests;
+        workloads.push(workload);
+        if prompts >= PROMPTS_MIN {
+            break;
+        }
+    }
+    workloads
 }
 
-fn row(
-    case: &str,
-    setup: &Setup,
-    requests: &[Request],
-    contender: &Contender,
-    figures: &mut Figures,
-    table: &mut Table,
-) {
-    let mut seat = |kind, unit, ranks| contender.seat((kind, unit, ranks), setup);
-    let shown = simulate(setup, requests, &Assumed::default(), &mut seat, &mut |_| {});
-    let shown = shown.unwrap_or_else(|error| panic!("{case}, {}: {error}", contender.name()));
-    let decode = shown.decode.as_ref().expect("decode units are simulated");
-    let idle = shown.prefill.as_ref().map_or(decode.idle_at_barrier, |prefill| prefill.idle_at_barrier);
-    let name = contender.name();
-    for (quantity, value) in [
-        ("goodput", shown.goodput_part),
-        ("hit tokens", shown.hit_part_of_all()),
-        ("hit tokens of those that ran", shown.hit_part()),
-        ("TTFT p50 ms", shown.ttft_ms.p50),
-        ("TTFT p99 ms", shown.ttft_ms.p99),
-        ("TPOT p50 ms", shown.tpot_ms.p50),
-        ("TPOT p99 ms", shown.tpot_ms.p99),
-    ] {
-        figures.record(case, &name, quantity, value);
+/// What nobody can be above.
+fn bound(case: &str, workloads: &[Workload]) -> Vec<Cell> {
+    let sum = |of: fn(&Demand) -> u64| workloads.iter().map(|workload| of(&workload.demand)).sum::<u64>();
+    let hit_part = sum(|d| d.hit_tokens) as f64 / sum(|d| d.prompt_tokens).max(1) as f64;
+    let load = workloads.iter().map(Workload::load).sum::<f64>() / workloads.len() as f64;
+    let (prompts, seeds) = (sum(|d| d.requests), workloads.len());
+    let what = format!("({prompts} prompts of {seeds} seeds, load {:.1} %, endless cache)", load * 100.0);
+    vec![Cell::new(case), Cell::new(what), Cell::new(""), Cell::new(""), percent(hit_part)]
+}
+
+/// One seed of a case.
+struct Run<'a> {
+    setup: Setup,
+    requests: &'a [Request],
+}
+
+fn rows(case: &str, runs: &[Run<'_>], figures: &mut Figures, table: &mut Table) {
+    let contenders = contenders();
+    // Each is simulated by itself: to do so side by side changes nothing but the time it takes.
+    let next = AtomicUsize::new(0);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut pooled: Vec<(usize, Pooled)> = std::thread::scope(|scope| {
+        let work = || {
+            let turn =
+                || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&index| index < contenders.len());
+            std::iter::from_fn(turn)
+                .map(|index| (index, pool(case, runs, &contenders[index])))
+                .collect::<Vec<_>>()
+        };
+        let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("a panic has been printed")).collect()
+    });
+    pooled.sort_by_key(|&(index, _)| index);
+    for (contender, (_, pooled)) in contenders.iter().zip(&pooled) {
+        row(case, &contender.name(), pooled, figures, table);
     }
+}
+
+fn pool(case: &str, runs: &[Run<'_>], contender: &Contender) -> Pooled {
+    let one = |run: &Run<'_>| {
+        let mut seat = |kind, unit, ranks| contender.seat((kind, unit, ranks), &run.setup);
+        let shown = simulate(&run.setup, run.requests, &Assumed::default(), &mut seat, &mut |_| {});
+        shown.unwrap_or_else(|error| panic!("{case}, {}: {error}", contender.name()))
+    };
+    Pooled::of(runs.iter().map(one).collect())
+}
+
+fn row(case: &str, name: &str, pooled: &Pooled, figures: &mut Figures, table: &mut Table) {
+    let (ttft, tpot) = (pooled.ttft_ms(), pooled.tpot_ms());
+    for (quantity, value) in [
+        ("goodput", pooled.goodput()),
+        ("hit tokens", pooled.hit_part_of_all()),
+        ("hit tokens of those that ran", pooled.hit_part()),
+        ("TTFT p50 ms", ttft.p50),
+        ("TTFT p95 ms", ttft.p95),
+        ("TTFT p99 ms", ttft.p99),
+        ("TPOT p50 ms", tpot.p50),
+        ("TPOT p99 ms", tpot.p99),
+    ] {
+        figures.record(case, name, quantity, value);
+    }
+    let [idle, kv, requests] = pooled.means();
     table.add_row([
         Cell::new(case),
-        Cell::new(&name),
-        percent(shown.goodput_part),
-        right(format!("{:.2}", shown.goodput_per_s)),
-        percent(shown.hit_part_of_all()),
-        percent(shown.hit_part()),
-        right(format!("{:.0}", shown.ttft_ms.p50)),
-        right(format!("{:.0}", shown.ttft_ms.p99)),
-        right(format!("{:.1}", shown.tpot_ms.p50)),
-        right(format!("{:.1}", shown.tpot_ms.p99)),
+        Cell::new(name),
+        percent(pooled.goodput()),
+        right(format!("{:.2}", pooled.good_per_s)),
+        percent(pooled.hit_part_of_all()),
+        percent(pooled.hit_part()),
+        right(format!("{:.0}", ttft.p50)),
+        right(format!("{:.0}", ttft.p95)),
+        right(format!("{:.0}", ttft.p99)),
+        right(format!("{:.1}", tpot.p50)),
+        right(format!("{:.1}", tpot.p99)),
         percent(idle),
-        right(format!("{:.3}", decode.tokens_imbalance.mean)),
-        right(format!("{:.3}", decode.second_imbalance.mean)),
+        right(format!("{kv:.3}")),
+        right(format!("{requests:.3}")),
     ]);
 }
 

@@ -24,6 +24,9 @@ pub(crate) struct Case {
     /// Loads of prefill. Steps as long as their longest context bring queues that are first in, first out to saturation between
     /// the first and the second.
     pub(crate) loads: [f64; 3],
+    /// Seconds that are simulated after the last arrival: longer than the prompts take that all policies run, or waiting for those
+    /// is no different for any.
+    pub(crate) grace_s: u64,
 }
 
 fn read(case: &Case, copies: u32, speed: f64, seed: u64) -> Vec<Request> {

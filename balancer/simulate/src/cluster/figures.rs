@@ -16,6 +16,8 @@ pub struct Spread {
     pub p50: f64,
     /// 90 % of them are at most this.
     pub p90: f64,
+    /// 95 % of them are at most this.
+    pub p95: f64,
     /// 99 % of them are at most this.
     pub p99: f64,
     /// The largest.
@@ -38,6 +40,7 @@ impl Spread {
             mean: sum / count.max(1) as f64 + 0.0,
             p50: at(0.5),
             p90: at(0.9),
+            p95: at(0.95),
             p99: at(0.99),
             max: at(1.0),
         }
@@ -115,8 +118,12 @@ pub struct Figures {
     /// First tokens, ms after the arrival. A request that never has one, refused or not, counts with the time until the simulation
     /// stops: a policy that serves nobody is not fast.
     pub ttft_ms: Spread,
+    /// Each of them, in the order of arrival: several runs make one distribution.
+    pub ttft_each_ms: Vec<f32>,
     /// Mean time of a request's further tokens, ms. The hand-off and waiting for decode count.
     pub tpot_ms: Spread,
+    /// Each of them, in the order of arrival.
+    pub tpot_each_ms: Vec<f32>,
     /// Part of the measured requests whose first token met the objective.
     pub ttft_met: f64,
     /// Part whose further tokens met it.
@@ -374,19 +381,18 @@ pub(super) fn of_courses(
     let seconds = (end_us - warm_up_us).max(1) as f64 / 1e6;
     let inside = |at: u64| (warm_up_us..end_us).contains(&at);
     let ran = courses.iter().filter(|c| c.first_token_us > 0 && inside(c.first_token_us));
+    let ttft_each_ms: Vec<f32> = measured().map(|c| (c.waited_us(stop_us) as f64 / 1e3) as f32).collect();
+    let tpot = measured().filter(|_| generates).filter_map(Course::tpot_us);
+    let tpot_each_ms: Vec<f32> = tpot.map(|us| (us / 1e3) as f32).collect();
     let generated = courses.iter().filter(|c| c.fate == Fate::Finished && inside(c.ended_us));
     Figures {
         policy: String::new(),
         fates: all,
         measured: of_measured,
-        ttft_ms: Spread::of(measured().map(|c| (c.waited_us(stop_us) as f64 / 1e3) as f32).collect()),
-        tpot_ms: Spread::of(
-            measured()
-                .filter(|_| generates)
-                .filter_map(Course::tpot_us)
-                .map(|us| (us / 1e3) as f32)
-                .collect(),
-        ),
+        ttft_ms: Spread::of(ttft_each_ms.clone()),
+        ttft_each_ms,
+        tpot_ms: Spread::of(tpot_each_ms.clone()),
+        tpot_each_ms,
         ttft_met: part(ttft_met),
         tpot_met: part(tpot_met),
         goodput_part: part(both),
