@@ -34,6 +34,13 @@ const PROGRESS_US: u64 = 1_000_000;
 /// which a rank prefills one a minute, are all there after a minute.
 const FILL_SPEED: u64 = 50;
 
+/// How long something of prefill takes that begins now and would take `us` after the fill. What is not done when the fill ends goes on
+/// at its own pace: else whoever has the longest steps would get most for nothing.
+fn prefill_us(setup: &Setup, now_us: u64, us: u64) -> u64 {
+    let faster = us.min(setup.fill_us.saturating_sub(now_us) * FILL_SPEED);
+    faster / FILL_SPEED + us - faster
+}
+
 /// Simulates `requests`, in the order of time, on the units of `setup`. `seat` makes the policy of a unit: its kind, its number
 /// among these, its ranks. `progress` is called about once a virtual second.
 pub fn simulate<'a>(
@@ -298,8 +305,8 @@ impl<'a> Run<'a> {
         let delay = match place.kind {
             _ if place.seat.inside_engine() => 0,
             // Who plans step by step waits for orders between two steps: at full length that would be most of a fill.
-            Kind::Prefill if now_us < self.setup.fill_us => self.setup.news.order_delay_us / FILL_SPEED,
-            _ => self.setup.news.order_delay_us,
+            Kind::Prefill => prefill_us(self.setup, now_us, self.setup.news.order_delay_us),
+            Kind::Decode => self.setup.news.order_delay_us,
         };
         if place.seat.plans_steps() && place.stepping.is_none() {
             place.not_before_us = now_us + delay;
@@ -484,8 +491,8 @@ impl<'a> Run<'a> {
             return;
         }
         if let Some(mut step_us) = place.engine.begin_step(now_us, self.time) {
-            if place.kind == Kind::Prefill && now_us < self.setup.fill_us {
-                step_us = (step_us / FILL_SPEED).max(1);
+            if place.kind == Kind::Prefill {
+                step_us = prefill_us(self.setup, now_us, step_us).max(1);
             }
             place.stepping = Some((now_us, step_us));
             self.schedule.at(now_us + step_us, Event::StepEnd { unit });

@@ -175,6 +175,23 @@ fn while_caches_fill_orders_take_a_fiftieth_as_steps_do() {
 }
 
 #[test]
+fn a_step_goes_on_at_its_own_pace_when_the_fill_ends() {
+    // 100 ms of work, until then half done or done.
+    let check = |fill_us, ends_us| {
+        let finished = |stop_us| {
+            let mut setup = setup(Units::Prefill(prefill_pool(1)));
+            (setup.fill_us, setup.warm_up_us, setup.end_us) = (fill_us, fill_us, fill_us + 1);
+            setup.grace_us = stop_us - setup.end_us;
+            run(&setup, &[request(0, 100, 1)]).fates.finished
+        };
+        assert_eq!((finished(ends_us - 1), finished(ends_us)), (0, 1));
+    };
+    check(0, 100_000);
+    check(1_000, 1_000 + 50_000);
+    check(1_998, 1_998 + 100);
+}
+
+#[test]
 fn reports_come_at_the_policy_s_own_interval_and_not_while_they_are_lost() {
     let check = |interval_s: f64, lost: &[(u64, u64)], reports: u64| {
         let mut setup = setup(Units::Decode(decode_pool(1)));
