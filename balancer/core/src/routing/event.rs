@@ -48,8 +48,8 @@ pub enum RoutingEvent {
         /// Its name.
         request: RequestId,
     },
-    /// Decode: every running request generated this many tokens. Prefill: the ranks have run all chunks
-    /// that they were given.
+    /// Decode: every running request generated this many tokens. Prefill: the ranks have begun, or have run, all chunks that they were
+    /// given. Without a [`Tick`](Self::Tick) in the same batch they are busy for a while: a quiet unit gets its next round then.
     Steps {
         /// Steps since the last such event.
         count: u32,

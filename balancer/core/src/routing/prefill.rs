@@ -42,22 +42,46 @@ impl Router {
         // What stays held in a round has its reason, and is looked at again in the next: only where none comes it is overdue.
         let waited = |arrived: Millis| now.since(arrived.max(self.planned)) >= wait_max_ms;
         let overdue = oldest.is_some_and(waited);
-        if overdue || events.contains(&RoutingEvent::Tick) {
-            self.planned = now;
-            match self.policy.round_tokens {
-                // What began on a draining rank ends there; nothing begins there any more.
-                Some(round_tokens) => {
-                    let draining: Vec<Rank> = self.ledger.ranks_in(RankPhase::Draining).collect();
-                    self.dispatch_round(now, &draining, &[], round_tokens, decisions);
-                    let up = self.ranks_by_cache();
-                    let held = self.seen(up.len(), round_tokens);
-                    self.renew_expectations(now);
-                    self.dispatch_round(now, &up, &held, round_tokens, decisions);
+        let tick = events.contains(&RoutingEvent::Tick);
+        let begun = !tick && events.iter().any(|event| matches!(event, RoutingEvent::Steps { .. }));
+        match self.policy.round_tokens {
+            Some(round_tokens) if begun => {
+                self.ahead = self.is_quiet().then(|| self.ledger.arrivals());
+                if self.ahead.is_some() {
+                    self.dispatch_rounds(now, round_tokens, decisions);
                 }
-                None => self.dispatch_cohort(decisions),
+            }
+            // They have their next round, and nobody came since.
+            Some(_) if self.ahead == Some(self.ledger.arrivals()) => {
+                self.ahead = self.ahead.filter(|_| !tick)
+            }
+            _ if !(overdue || tick) => {}
+            Some(round_tokens) => self.dispatch_rounds(now, round_tokens, decisions),
+            None => {
+                self.planned = now;
+                self.dispatch_cohort(decisions);
             }
         }
         decisions.extend(self.ledger.held_since(before).map(|request| Decision::Hold { request }));
+    }
+
+    /// Whether a round can be planned while the one before it runs, so that it need not wait for its orders: no more than one rank in
+    /// eight has anything to run, so that who comes meanwhile finds a rank.
+    fn is_quiet(&self) -> bool {
+        let busy = |rank: &Rank| self.ledger.pinned_prompts(*rank).next().is_some();
+        let up = || self.ledger.ranks_in(RankPhase::Up);
+        QUIET_PART * up().filter(busy).count() <= up().count()
+    }
+
+    fn dispatch_rounds(&mut self, now: Millis, round_tokens: u64, decisions: &mut Vec<Decision>) {
+        self.planned = now;
+        // What began on a draining rank ends there; nothing begins there any more.
+        let draining: Vec<Rank> = self.ledger.ranks_in(RankPhase::Draining).collect();
+        self.dispatch_round(now, &draining, &[], round_tokens, decisions);
+        let up = self.ranks_by_cache();
+        let held = self.seen(up.len(), round_tokens);
+        self.renew_expectations(now);
+        self.dispatch_round(now, &up, &held, round_tokens, decisions);
     }
 
     /// The held prompts that a round is planned with, for each is weighed on every rank: the next ones, no more than fill two rounds
@@ -285,6 +309,10 @@ impl Router {
         pinned.iter().find(ahead).map(|&(prompt, _)| prompt)
     }
 }
+
+/// A unit is quiet while one rank in so many has prompts that are not wholly given. With half of the ranks, prompts that come find them
+/// full for one more round: agentic sessions to 160k at 40 % load have their median first token 5 % later in simulation.
+const QUIET_PART: usize = 8;
 
 /// Prompts that a round is planned with whatever their length: at 320 ranks a dozen a rank, which takes 50 ms if all have a prefix
 /// in common.

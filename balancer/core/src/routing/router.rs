@@ -79,6 +79,8 @@ pub struct Router {
     last: Millis,
     /// When held prompts were last looked at.
     pub(super) planned: Millis,
+    /// The ranks have a round that they have not begun, given while the one before it ran: requests that had ever arrived then.
+    pub(super) ahead: Option<u64>,
     pub(super) counters: RouterCounters,
     last_cohort: Option<CohortReport>,
 }
@@ -119,6 +121,7 @@ impl Router {
             policy,
             last: Millis(0),
             planned: Millis(0),
+            ahead: None,
             counters: RouterCounters::default(),
             last_cohort: None,
         })

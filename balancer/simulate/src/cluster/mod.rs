@@ -6,7 +6,8 @@
 //! - **Lockstep.** The ranks of a unit begin a step together and wait for the slowest: a step lasts max over ranks of
 //!   [`StepTime`]. Requests that come during a step join the next one.
 //! - **Prefill.** Each rank has a first-in-first-out queue and runs up to `step_tokens` new tokens a step, prompts cut where the step is
-//!   full. A policy that plans chunks is followed instead. A prompt needs room for its whole KV to begin.
+//!   full. A policy that plans chunks is followed instead: it hears of a step when it begins, and the next one waits for orders that
+//!   are on their way. A prompt needs room for its whole KV to begin.
 //! - **Prefix caches.** Each rank keeps the blocks that it computed while there is room ([`RankCache`]); what hits is looked up when a
 //!   prompt begins. Policies hear of it later, by KV events.
 //! - **Hand-off.** When a prompt has run, the decode policy chooses a rank, the KV goes over the prefill rank's port, and then waits
@@ -14,7 +15,7 @@
 //! - **Policies** see what real ones see: requests when they arrive, first tokens and ends, and the ranks' loads as old as their reports
 //!   are. A policy without a report interval runs inside the engine, decides before each step on fresh loads, and its orders take
 //!   no time.
-//! - **Filling.** For the first `fill_us` prefill takes no time to speak of, so that caches fill as each policy fills them: else all
+//! - **Filling.** For the first `fill_us` prefill takes no time to speak of, a step that goes beyond it but for the rest, so that caches fill as each policy fills them: else all
 //!   sessions of a trace would begin with a cold cache at once.
 //! - **Several units** stand behind the same fixed rule (`front.rs`), so that policies differ within units only.
 //! - **A rank that dies** loses its requests and its cache. Evenkeel is told; peers have no such event here, and what they send there is

@@ -215,6 +215,9 @@ impl<'a> Run<'a> {
         }
         for unit in 0..self.units.len() {
             self.begin_step(unit);
+            if self.units[unit].touched {
+                self.ask(unit)?;
+            }
         }
         Ok(())
     }
@@ -308,7 +311,7 @@ impl<'a> Run<'a> {
             Kind::Prefill => prefill_us(self.setup, now_us, self.setup.news.order_delay_us),
             Kind::Decode => self.setup.news.order_delay_us,
         };
-        if place.seat.plans_steps() && place.stepping.is_none() {
+        if place.seat.plans_steps() {
             place.not_before_us = now_us + delay;
             self.schedule.at(now_us + delay, Event::Wake { unit });
         }
@@ -495,6 +498,9 @@ impl<'a> Run<'a> {
                 step_us = prefill_us(self.setup, now_us, step_us).max(1);
             }
             place.stepping = Some((now_us, step_us));
+            if place.seat.plans_steps() {
+                place.tell(Told::Stepped);
+            }
             self.schedule.at(now_us + step_us, Event::StepEnd { unit });
         }
     }
@@ -509,7 +515,6 @@ impl<'a> Run<'a> {
         let loads = engine.last_step().iter();
         let loads = loads.map(|step| (step.work.tokens as f64, step.work.attention as f64, step.own_us));
         self.meters[0].as_mut().expect("prefill units have a meter").step(index, span, loads);
-        place.tell(Told::Stepped);
         for PromptDone { id, rank, hit } in done {
             self.units[unit].tell(Told::FirstToken { id, rank });
             let course = &mut self.courses[id as usize - 1];

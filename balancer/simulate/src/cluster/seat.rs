@@ -37,7 +37,7 @@ pub enum Told<'a> {
         /// Its rank.
         rank: u16,
     },
-    /// A step of the unit ended.
+    /// A decode step of the unit ended, or a prefill step of it began.
     Stepped,
     /// The ranks are about to need work.
     Ready,

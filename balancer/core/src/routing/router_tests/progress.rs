@@ -59,3 +59,50 @@ fn chunks_of_a_round_follow_when_the_ranks_have_run() {
     check(&mut router, &[(0, &[finish(1), tick])], &[]);
     assert_eq!(router.live(), 0);
 }
+
+/// Requests and tokens that a batch gives to ranks.
+fn given(router: &mut Router, events: &[RoutingEvent]) -> Vec<(u64, u16, u64)> {
+    let decisions = router.apply(Millis(0), events).unwrap();
+    let chunk = |d: &Decision| match *d {
+        Decision::Dispatch { request, rank, tokens: Some(tokens), .. } => Some((request.0, rank.0, tokens.0)),
+        _ => None,
+    };
+    let mut of_ranks = Vec::new();
+    for (request, rank, tokens) in decisions.iter().filter_map(chunk) {
+        match of_ranks.last_mut() {
+            Some((r, _, sum)) if *r == request => *sum += tokens,
+            _ => of_ranks.push((request, rank, tokens)),
+        }
+    }
+    of_ranks
+}
+
+#[test]
+fn a_quiet_unit_has_its_next_round_while_one_runs() {
+    let mut router = Router::new(Role::Prefill, 8, chunked()).unwrap();
+    let tick = RoutingEvent::Tick;
+    assert_eq!(given(&mut router, &[arrive(1, LONG_TOKENS, 0), tick.clone()]), [(1, 0, ROUND_TOKENS)]);
+    for _ in 0..8 {
+        let [(1, 0, tokens)] = given(&mut router, &[steps(1)])[..] else { panic!("it goes on") };
+        // They need no other when that has run.
+        assert_eq!(given(&mut router, std::slice::from_ref(&tick)), []);
+        assert_eq!(router.totals(Rank(0)).unwrap().outstanding.tokens, tokens);
+    }
+    // Who comes meanwhile does not wait for a round more.
+    assert_eq!(given(&mut router, &[steps(1)]).len(), 1);
+    assert_eq!(given(&mut router, &[arrive(2, 100, 0)]), []);
+    assert_eq!(given(&mut router, std::slice::from_ref(&tick)), [(2, 1, 100)]);
+    let more: Vec<_> = (0..5).flat_map(|_| given(&mut router, &[steps(1)])).collect();
+    assert!(!more.is_empty() && more.iter().all(|&(request, rank, _)| (request, rank) == (1, 0)), "{more:?}");
+    assert_eq!(given(&mut router, &[steps(1), tick]), []);
+}
+
+#[test]
+fn a_busy_unit_has_its_next_round_when_its_ranks_need_work() {
+    let mut router = Router::new(Role::Prefill, 8, chunked()).unwrap();
+    let tick = RoutingEvent::Tick;
+    let begun = [arrive(1, LONG_TOKENS, 0), arrive(2, LONG_TOKENS, 0), tick.clone()];
+    assert_eq!(given(&mut router, &begun).len(), 2);
+    assert_eq!(given(&mut router, &[steps(1)]), []);
+    assert_eq!(given(&mut router, &[tick]).len(), 2);
+}
