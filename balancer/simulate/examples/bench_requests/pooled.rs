@@ -8,7 +8,7 @@ pub(crate) struct Pooled {
     runs: usize,
     requests: f64,
     good: f64,
-    pub(crate) good_per_s: f64,
+    good_per_s: f64,
     hit_tokens: u64,
     prompt_tokens: u64,
     arrived_prompt_tokens: u64,
@@ -64,8 +64,9 @@ impl Pooled {
         Spread::of(self.tpot_ms.clone())
     }
 
-    /// Means over the runs: idle at the barrier, and max over mean of KV and of requests on decode ranks.
-    pub(crate) fn means(&self) -> [f64; 3] {
-        [self.idle, self.decode_kv, self.decode_requests].map(|sum| sum / self.runs.max(1) as f64)
+    /// Means over the runs: good requests a second, idle at the barrier, and max over mean of KV and of requests on decode ranks.
+    pub(crate) fn means(&self) -> [f64; 4] {
+        let sums = [self.good_per_s, self.idle, self.decode_kv, self.decode_requests];
+        sums.map(|sum| sum / self.runs.max(1) as f64)
     }
 }

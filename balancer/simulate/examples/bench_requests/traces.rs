@@ -223,12 +223,12 @@ fn row(case: &str, name: &str, pooled: &Pooled, figures: &mut Figures, table: &m
     ] {
         figures.record(case, name, quantity, value);
     }
-    let [idle, kv, requests] = pooled.means();
+    let [good_per_s, idle, kv, requests] = pooled.means();
     table.add_row([
         Cell::new(case),
         Cell::new(name),
         percent(pooled.goodput()),
-        right(format!("{:.2}", pooled.good_per_s)),
+        right(format!("{good_per_s:.2}")),
         percent(pooled.hit_part_of_all()),
         percent(pooled.hit_part()),
         right(format!("{:.0}", ttft.p50)),
