@@ -43,14 +43,14 @@ impl Router {
         let waited = |arrived: Millis| now.since(arrived.max(self.planned)) >= wait_max_ms;
         let overdue = oldest.is_some_and(waited);
         let tick = events.contains(&RoutingEvent::Tick);
-        let begun = !tick && events.iter().any(|event| matches!(event, RoutingEvent::Steps { .. }));
+        let mut begun = false;
+        if events.iter().any(|event| matches!(event, RoutingEvent::Steps { .. })) {
+            // With a tick they have run, and need work now.
+            self.ahead = (!tick && self.is_quiet()).then(|| self.ledger.arrivals());
+            begun = self.ahead.is_some();
+        }
         match self.policy.round_tokens {
-            Some(round_tokens) if begun => {
-                self.ahead = self.is_quiet().then(|| self.ledger.arrivals());
-                if self.ahead.is_some() {
-                    self.dispatch_rounds(now, round_tokens, decisions);
-                }
-            }
+            Some(round_tokens) if begun => self.dispatch_rounds(now, round_tokens, decisions),
             // They have their next round, and nobody came since.
             Some(_) if self.ahead == Some(self.ledger.arrivals()) => {
                 self.ahead = self.ahead.filter(|_| !tick)
@@ -73,6 +73,7 @@ impl Router {
         QUIET_PART * up().filter(busy).count() <= up().count()
     }
 
+    /// The next round of all ranks.
     fn dispatch_rounds(&mut self, now: Millis, round_tokens: u64, decisions: &mut Vec<Decision>) {
         self.planned = now;
         // What began on a draining rank ends there; nothing begins there any more.
@@ -314,8 +315,7 @@ impl Router {
 /// full for one more round: agentic sessions to 160k at 40 % load have their median first token 5 % later in simulation.
 const QUIET_PART: usize = 8;
 
-/// Prompts that a round is planned with whatever their length: at 320 ranks a dozen a rank, which takes 50 ms if all have a prefix
-/// in common.
+/// Prompts that a round is planned with whatever their length: at 320 ranks a dozen a rank.
 const HELD_SEEN: usize = 4096;
 
 /// Blocks whose expectations are renewed in a round, at half a microsecond each. The next round goes on with the rest, and has several

@@ -106,3 +106,13 @@ fn a_busy_unit_has_its_next_round_when_its_ranks_need_work() {
     assert_eq!(given(&mut router, &[steps(1)]), []);
     assert_eq!(given(&mut router, &[tick]).len(), 2);
 }
+
+#[test]
+fn steps_alone_keep_nobody_waiting_longer_than_the_policy_says() {
+    let policy = RoutingPolicy { cohort_wait_max_ms: 50, ..chunked() };
+    let mut router = Router::new(Role::Prefill, 1, policy).unwrap();
+    router.apply(Millis(0), &[arrive(1, LONG_TOKENS, 0), RoutingEvent::Tick]).unwrap();
+    router.apply(Millis(0), &[arrive(2, 9, 0)]).unwrap();
+    let mut out = |ms: u64| router.apply(Millis(ms), &[steps(1)]).unwrap().len();
+    assert_eq!((out(49), out(50) > 0), (0, true));
+}
