@@ -4,7 +4,8 @@ use evenkeel_simulate::overlap::Overlap;
 use evenkeel_simulate::step_time::{DeepSeekV3, calibration};
 
 fn spread(from: f64) -> Spread {
-    Spread { count: 100, mean: from * 1.1, p50: from, p90: from * 1.3, p99: from * 1.8, max: from * 2.2 }
+    let at = |part: f64| from * part;
+    Spread { count: 100, mean: at(1.1), p50: from, p90: at(1.3), p95: at(1.5), p99: at(1.8), max: at(2.2) }
 }
 
 fn pool(ranks: usize, skew: f64) -> PoolFigures {
