@@ -275,10 +275,13 @@ async fn with_two_balancers(unit: &mut Unit) -> (evenkeel_agent::run::Running, [
 async fn the_leader_changes_without_a_new_stream() {
     let mut unit = Unit::new();
     let (_agent, _balancers, [mut first, mut second]) = with_two_balancers(&mut unit).await;
-    second.welcome_as(Standby, 0).await;
     first.welcome(1, None).await;
     first.expect(Applied).await;
     let (boot_plan, plan) = (unit.boot(), unit.child(&unit.boot(), "0 - 2 2 3 - 4 5 - 0 1 -"));
+    // Its Hello was said before the boot, so it is told again, once, what is served.
+    second.welcome_as(Standby, 0).await;
+    let hello = second.hello().await;
+    assert_eq!((hello.applied, hello.term), (Some(id(&boot_plan)), Some(stand_in::term(1))));
     first.prepare(1, &unit, 0, &boot_plan, &plan).await;
     first.expect(Prepared).await;
 
