@@ -37,7 +37,6 @@ struct Balancer {
 struct Agent {
     process: Process,
     engine: String,
-    metrics: String,
 }
 
 /// See the module.
@@ -136,7 +135,7 @@ impl Balancers {
         Balancer { name: name.to_owned(), process: Some(process), ports, client }
     }
 
-    /// Starts one agent of two ranks, which makes the unit, and waits until the leader says that it is there.
+    /// Starts one agent of two ranks, which makes the unit, and waits until the leader says that it serves a plan.
     pub fn start_agent(&mut self) {
         let state_dir = self.dir.path().join("agent");
         let addresses: Vec<&str> = self.balancers.iter().map(|b| b.ports.agents.as_str()).collect();
@@ -174,17 +173,26 @@ impl Balancers {
             read_json(&state_dir.join("ports.json"))
         });
         let address = |port: &str| ports[port].as_str().expect("an address").to_owned();
-        self.agents.push(Agent { engine: address("engine"), metrics: address("metrics"), process });
-        wait_for("the unit to form", || {
-            let leader = self.leader()?;
-            let status = self.call(leader, async |mut c| c.get_status(v1::GetStatusRequest {}).await).ok()?;
-            status.units.into_iter().find(|unit| unit.unit == UNIT && unit.head.is_some())
+        self.agents.push(Agent { engine: address("engine"), process });
+        wait_for("the unit to serve a plan", || {
+            let status = self.status()?;
+            let head = status.units.into_iter().find(|unit| unit.unit == UNIT)?.head?;
+            let served = Some(head);
+            status.agents.iter().any(|agent| agent.connected && agent.applied == served).then_some(())
         });
+    }
+
+    /// What the leader says of the cluster.
+    fn status(&self) -> Option<v1::GetStatusResponse> {
+        self.call(self.leader()?, async |mut c| c.get_status(v1::GetStatusRequest {}).await).ok()
     }
 
     /// Ends the agent and its workers, and starts them without anything that they knew.
     pub fn restart_agent_without_state(&mut self) {
         self.agents.pop().expect("an agent runs").process.kill();
+        wait_for("it to be gone", || {
+            (!self.status()?.agents.iter().any(|agent| agent.connected)).then_some(())
+        });
         std::fs::remove_dir_all(self.dir.path().join("agent")).expect("the state can be removed");
         self.start_agent();
     }
@@ -346,11 +354,6 @@ impl Balancers {
             (term, entry.verb.clone(), entry.plan.as_ref().map(|plan| plan.epoch))
         };
         entries.entries.iter().rev().map(row).collect()
-    }
-
-    /// Where an agent serves its metrics.
-    pub fn agent_metrics(&self, which: usize) -> &str {
-        &self.agents[which].metrics
     }
 
     /// Value of a metric of a balancer, 0 if it is not there.
