@@ -112,7 +112,7 @@ pub fn assign(cohort: &Cohort) -> Assignment {
     measure(cohort, &bins)
 }
 
-fn measure(cohort: &Cohort, bins: &Bins) -> Assignment {
+pub(super) fn measure(cohort: &Cohort, bins: &Bins) -> Assignment {
     let mut bin_of = vec![usize::MAX; cohort.items.len()];
     for (bin, members) in bins.members.iter().enumerate() {
         for &item in members {

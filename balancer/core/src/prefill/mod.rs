@@ -1,5 +1,6 @@
 //! Prefill: cohorts of whole prompts, and chunks of long ones. See README.md.
 
+mod backlog;
 mod chunks;
 mod cohort;
 mod cut;
@@ -14,6 +15,7 @@ mod supply;
 mod target;
 mod work;
 
+pub use backlog::assign_each;
 pub use chunks::{Chunk, HELD_PER_RANK, Prompt, RankBacklog, Round, RoundBudget, Source, plan_round};
 pub use cohort::{Assignment, Cohort, MICROBATCHES, assign};
 pub use home::{HomeRank, Homes, Way};

@@ -15,7 +15,8 @@ pub(super) struct Holding {
     queue: FairQueue,
     /// Of the held requests that have any blocks.
     prefixes: FxHashMap<RequestId, HeldPrefix>,
-    /// Of the prompts that have begun and are not wholly dispatched, with when their rank was last said to expect them.
+    /// Of the prompts that have begun and are not wholly dispatched, or, if they went out whole, have not run; with when their rank was
+    /// last said to expect them.
     begun: FxHashMap<RequestId, (Arc<[BlockHash]>, Millis)>,
     held_max: usize,
     tenant_held_max: usize,
@@ -102,7 +103,7 @@ impl Holding {
         Some(&held.hits)
     }
 
-    /// A prompt with blocks has begun, and is not wholly dispatched.
+    /// A prompt with blocks has a rank, and its engine cannot have all of them yet.
     pub(super) fn begin(&mut self, request: RequestId, blocks: Arc<[BlockHash]>, now: Millis) {
         self.begun.insert(request, (blocks, now));
     }
@@ -115,7 +116,7 @@ impl Holding {
         }
     }
 
-    /// A prompt is wholly dispatched, or gone.
+    /// A prompt is wholly dispatched in chunks, has run, or is gone.
     pub(super) fn end(&mut self, request: RequestId) {
         self.begun.remove(&request);
     }

@@ -6,7 +6,7 @@ use crate::cost_fit::StepCost;
 use crate::ids::Rank;
 use crate::prefill::{
     Cohort, HELD_PER_RANK, Hit, HomeRank, Homes, Item, MICROBATCHES, Prompt, RankBacklog, RoundBudget,
-    Source, Way, Work, assign, plan_round,
+    Source, Way, Work, assign, assign_each, plan_round,
 };
 use crate::units::{Millis, Tokens};
 use rustc_hash::FxHashSet;
@@ -57,10 +57,7 @@ impl Router {
             }
             _ if !(overdue || tick) => {}
             Some(round_tokens) => self.dispatch_rounds(now, round_tokens, decisions),
-            None => {
-                self.planned = now;
-                self.dispatch_cohort(decisions);
-            }
+            None => self.dispatch_cohort(now, decisions),
         }
         decisions.extend(self.ledger.held_since(before).map(|request| Decision::Hold { request }));
     }
@@ -102,14 +99,21 @@ impl Router {
     /// that comes new shall not drive out what others come back to.
     fn ranks_by_cache(&self) -> Vec<Rank> {
         let mut up: Vec<Rank> = self.ledger.ranks_in(RankPhase::Up).collect();
-        if let Some(prefixes) = &self.prefixes {
-            up.sort_by_cached_key(|&rank| (prefixes.blocks_of(rank), rank));
+        if self.prefixes.is_some() {
+            up.sort_by_cached_key(|&rank| (self.blocks_kept(rank), rank));
         }
         up
     }
 
+    /// Prefix blocks in a rank's cache, as far as that is known.
+    fn blocks_kept(&self, rank: Rank) -> u64 {
+        self.prefixes.as_ref().map_or(0, |prefixes| prefixes.blocks_of(rank))
+    }
+
     /// Held prompts go out whole, in their order, as many as the ranks have room for.
-    fn dispatch_cohort(&mut self, decisions: &mut Vec<Decision>) {
+    fn dispatch_cohort(&mut self, now: Millis, decisions: &mut Vec<Decision>) {
+        self.planned = now;
+        self.renew_expectations(now);
         let up = self.ranks_by_cache();
         let carried: Vec<Work> = up.iter().flat_map(|&rank| self.ledger.outstanding(rank)).collect();
         let chosen = self.choose(carried.iter().map(|work| work.tokens).sum(), up.len() as u64);
@@ -119,7 +123,12 @@ impl Router {
         let places = Places::new(self.ranks(), &up);
         let items: Vec<Item> = chosen.iter().map(|&request| self.item(request, &places)).collect();
         let cohort = Cohort { carried, items };
-        let assignment = assign(&cohort);
+        let assignment = if cohort.items.len() < cohort.carried.len() {
+            let kept: Vec<u64> = up.iter().map(|&rank| self.blocks_kept(rank)).collect();
+            assign_each(&cohort, &kept)
+        } else {
+            assign(&cohort)
+        };
         self.note_cohort(chosen.len(), assignment.tokens, assignment.attention);
         decisions.reserve(chosen.len());
         for ((request, bin), item) in chosen.into_iter().zip(assignment.bin_of).zip(&cohort.items) {
@@ -128,7 +137,8 @@ impl Router {
             let hit = item.hits.iter().find(|hit| hit.rank == index);
             let hit = hit.map_or(item.prompt.context, |hit| hit.tokens);
             if let Some(blocks) = self.holding.serve(request) {
-                self.expect_prefixes(rank, blocks);
+                self.expect_prefixes(rank, Arc::clone(&blocks));
+                self.holding.begin(request, blocks, now);
             }
             let number = self.ledger.dispatch(request, rank, microbatch, None, hit);
             self.counters.dispatched += 1;
@@ -168,7 +178,8 @@ impl Router {
         item
     }
 
-    /// A prompt may take longer than an expectation lives. What it was given long since has run, and is announced.
+    /// A prompt may wait and run for longer than an expectation lives. Of chunks, what was given long since has run, and is announced;
+    /// of a whole prompt nobody says how far it is.
     fn renew_expectations(&mut self, now: Millis) {
         let mut room = RENEWED_BLOCKS_MAX;
         for request in self.holding.aged(now, self.policy.prefix.expected_ms / 2) {
@@ -176,7 +187,8 @@ impl Router {
                 return;
             }
             let blocks = self.holding.tell_again(request, now);
-            let given = (self.ledger.rest(request).context / self.policy.block_tokens) as usize;
+            let given = self.policy.round_tokens.map_or(0, |_| self.ledger.rest(request).context);
+            let given = (given / self.policy.block_tokens) as usize;
             let (rest, rank) = (blocks.get(given..).unwrap_or_default(), self.ledger.rank_of(request));
             if let Some(prefixes) = &mut self.prefixes {
                 prefixes.expect(rank.expect("what has begun has a rank"), rest);
@@ -268,8 +280,7 @@ impl Router {
             pinned.iter().map(|rank| rank.iter().map(|&(_, p)| p).collect()).collect();
         let before = ranks.iter().zip(&prompts).map(|(&rank, pinned)| {
             let [first, second] = self.ledger.outstanding(rank);
-            let kept = self.prefixes.as_ref().map_or(0, |prefixes| prefixes.blocks_of(rank));
-            HomeRank { given: first + second, pinned, kept }
+            HomeRank { given: first + second, pinned, kept: self.blocks_kept(rank) }
         });
         let mut homes = Homes::new(before, pair_cost);
         let known = |&(request, prompt): &(RequestId, Prompt)| (prompt, self.holding.any_blocks(request));

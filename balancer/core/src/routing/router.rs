@@ -154,6 +154,7 @@ impl Router {
         match *event {
             RoutingEvent::Arrive { .. } => self.arrive(now, event, decisions),
             RoutingEvent::FirstToken { request } => {
+                self.holding.end(request);
                 let known = self.ledger.ran(request);
                 self.counters.unknown_first_tokens += u64::from(!known);
             }

@@ -7,6 +7,7 @@ mod progress;
 mod ranks;
 mod refusals;
 mod reports;
+mod whole;
 
 use super::*;
 use crate::prefix::PrefixPolicy;

@@ -196,3 +196,24 @@ fn a_round_of_many_ranks_is_planned_with_less_of_a_long_queue() {
     // Short ones fill no two rounds.
     assert_eq!((seen(10), seen(40_000)), (5000, 4096));
 }
+
+#[test]
+fn a_whole_prompt_is_expected_until_it_has_run() {
+    let life = RoutingPolicy::default().prefix.expected_ms;
+    let expected_after = |half_lives: u64, events: &[RoutingEvent]| {
+        let mut router = router(Role::Prefill, 2);
+        router.apply(Millis(0), &[arrive_of_tenant(3, 2096, 0), RoutingEvent::Tick]).unwrap();
+        for half_life in 1..=half_lives {
+            router.apply(Millis(half_life * life / 2), &[RoutingEvent::Tick]).unwrap();
+            if half_life == 1 {
+                router.apply(Millis(life / 2), events).unwrap();
+            }
+        }
+        router.prefixes.as_ref().unwrap().blocks_of(Rank(0)) > 0
+    };
+    assert!(expected_after(20, &[]), "it waits in its engine");
+    // The engine announced nothing.
+    assert!(!expected_after(20, &[first_token(3)]));
+    assert!(!expected_after(20, &[finish(3)]));
+    assert!(!expected_after(20, &[down(0)]));
+}
