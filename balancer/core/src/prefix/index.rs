@@ -31,8 +31,8 @@ impl Default for PrefixPolicy {
             blocks_max: 1 << 22,
             // What 2,600 prompts of 100 blocks a second bring in half of the life below; then the oldest go first.
             expected_max: 1 << 18,
-            // A prompt waits and runs for a few seconds at most before its blocks are announced, and no load report that an
-            // engine's router reads today is older than this.
+            // A prompt that runs is announced within seconds, and what waits for longer the router expects again. No load report that
+            // an engine's router reads today is older than this.
             expected_ms: 10_000,
         }
     }
