@@ -77,9 +77,9 @@ mod tests {
 
     #[test]
     fn a_prefix_is_worth_a_queue_but_not_any() {
-        let followed = item(1000, &[(1, 600)]);
-        check(&[(0, 0), (4800 - 1, 0)], &[followed.clone()], &[3]);
-        check(&[(0, 0), (4800 + 1, 0)], &[followed], &[0]);
+        let followed = [item(1000, &[(1, 600)])];
+        check(&[(0, 0), (4800 - 1, 0)], &followed, &[3]);
+        check(&[(0, 0), (4800 + 1, 0)], &followed, &[0]);
         check(&[(0, 0)], &[item(1000, &[(7, 600)])], &[0]);
     }
 
