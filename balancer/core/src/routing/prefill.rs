@@ -99,9 +99,7 @@ impl Router {
     /// that comes new shall not drive out what others come back to.
     fn ranks_by_cache(&self) -> Vec<Rank> {
         let mut up: Vec<Rank> = self.ledger.ranks_in(RankPhase::Up).collect();
-        if self.prefixes.is_some() {
-            up.sort_by_cached_key(|&rank| (self.blocks_kept(rank), rank));
-        }
+        up.sort_by_cached_key(|&rank| (self.blocks_kept(rank), rank));
         up
     }
 
